@@ -192,3 +192,18 @@ class PublishConflict(CxrRayError):
     """A part of this name exists already and carries another identity."""
 
     code = "publish_conflict"
+
+
+class StorageReadError(CxrRayError):
+    """The archive's storage failed (network, server error, access denied), after retries.
+
+    Not the fault of one input, so it never becomes a row: the work is tried again later.
+    """
+
+    code = "storage"
+
+
+class RunFailed(CxrRayError):
+    """A run ended before every unit was published; nothing is lost, the same command resumes it."""
+
+    code = "run_failed"
