@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from s3_server import S3Server, running_server
 
 SHARED = Path(os.environ.get("CXR_RAY_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -16,3 +18,20 @@ def shared_dir() -> Path:
     if not (SHARED / "reference").is_dir():
         pytest.skip("needs ../shared (reference weights, goldens and real films), which is not here")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A real local S3 server in a process of its own; make a fresh bucket in each test."""
+    yield from running_server()
+
+
+@pytest.fixture(scope="session")
+def published_bundle_dir(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the published weights, imported once from the Keras files of ``../shared``."""
+    pytest.importorskip("h5py", reason="importing the published weights needs the keras extra")
+    from cxr_ray.weights import import_keras
+
+    directory = tmp_path_factory.mktemp("published") / "bundle"
+    import_keras(shared_dir / "reference" / "weights", directory)
+    return directory

@@ -1,0 +1,134 @@
+"""List any archive: directory, container, single image or manifest, on any storage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+from cxr_ray.archives.containers import has_container_name, list_container, recognise
+from cxr_ray.archives.directory import walk
+from cxr_ray.archives.exclude import DEFAULT_EXCLUDE, Exclusion, ListingReport
+from cxr_ray.archives.fetch import FileFacts, facts
+from cxr_ray.archives.inputs import ArchiveInput
+from cxr_ray.archives.manifest import ManifestOptions, list_manifest
+from cxr_ray.archives.storage import Storage, explain
+from cxr_ray.errors import ArchiveError, ChangedInput, MissingInput, StorageReadError
+
+__all__ = ["DEFAULT_EXCLUDE", "ListingReport", "ManifestOptions", "check_access", "list_archive"]
+
+MANIFEST_SUFFIXES = (".csv", ".parquet")
+
+
+def list_archive(
+    storage: Storage,
+    *,
+    exclude: Sequence[str] = DEFAULT_EXCLUDE,
+    manifest: ManifestOptions | None = None,
+    report: ListingReport | None = None,
+) -> Iterator[ArchiveInput]:
+    """Yield every input of the archive exactly once, in an order that depends on names alone.
+
+    The root may be a directory or prefix (walked to the bottom, containers inside it opened), one tar, tar.gz
+    or zip (told by its bytes), one image, or a manifest (.csv or .parquet). Inputs of one container come
+    together, in its order. A container that breaks off or cannot be opened yields a last input with
+    ``failure`` set. It streams: no more than one directory, page or container index is held.
+
+    Args:
+        exclude: name patterns to leave out, of files and members; see ``exclude.DEFAULT_EXCLUDE``. Neither
+            the root itself nor what a manifest names is ever left out.
+        manifest: how to read a manifest; only for one.
+        report: counts what was listed and left out, while this generator is consumed.
+
+    Raises (at the first step, or later where storages fail later):
+        ArchiveError: nothing there, no access, a bad manifest, or the archive changes while it is listed.
+        StorageReadError: the storage fails midway, after retries.
+    """
+    report = report if report is not None else ListingReport()
+    for planned in _list(storage, Exclusion(exclude), manifest, report):
+        report.listed += 1
+        yield planned
+
+
+def check_access(storage: Storage) -> FileFacts | None:
+    """Return the facts of the root if it is a file, None if it is a directory or prefix.
+
+    Raises ArchiveError, with one sentence, when it is not there or cannot be reached; on S3 within seconds
+    when no server answers.
+    """
+    name = storage.url
+    try:
+        if storage.protocol == "s3":
+            storage.quick_probe()
+        if storage.is_local:
+            if os.path.isdir(storage.path):
+                return None
+            if os.path.exists(storage.path) and not os.path.isfile(storage.path):
+                raise ArchiveError(f"The archive {name} is neither a file nor a directory.")
+        elif storage.fs.info(storage.path).get("type") == "directory":
+            return None
+        return facts(storage, storage.path)
+    except (FileNotFoundError, NotADirectoryError, MissingInput) as error:
+        raise ArchiveError(
+            f"There is no archive at {name}; give an existing directory, container, image or manifest."
+        ) from error
+    except (ArchiveError, StorageReadError):
+        raise
+    except Exception as error:
+        # Client packages share no base class; whatever they raise, the root cannot be used.
+        raise ArchiveError(
+            f"The archive {name} cannot be reached: {explain(error)}; check address, network and credentials."
+        ) from error
+
+
+def _list(
+    storage: Storage, exclude: Exclusion, manifest: ManifestOptions | None, report: ListingReport
+) -> Iterator[ArchiveInput]:
+    root = check_access(storage)
+    is_manifest = root is not None and storage.path.lower().endswith(MANIFEST_SUFFIXES)
+    if manifest is not None and not is_manifest:
+        raise ArchiveError("Manifest options were given, but the archive is no .csv or .parquet file.")
+    if is_manifest:
+        yield from list_manifest(storage, manifest or ManifestOptions(), exclude=exclude, report=report)
+    elif root is not None:
+        yield from _list_file(storage, storage.path, root, exclude, report, look=True)
+    else:
+        for found in walk(storage, report):
+            if exclude(found.relative):
+                report.excluded += 1
+            elif found.facts is None:
+                yield _missing(storage, found.path)
+            else:
+                look = has_container_name(found.path)
+                yield from _list_file(storage, found.path, found.facts, exclude, report, look=look)
+
+
+def _list_file(
+    storage: Storage,
+    path: str,
+    known: FileFacts,
+    exclude: Exclusion,
+    report: ListingReport,
+    *,
+    look: bool,
+) -> Iterator[ArchiveInput]:
+    """List one file: its members if it is a container (``look``: find out from its bytes), else itself."""
+    try:
+        kind = recognise(storage, path, known) if look else "file"
+        if kind == "file":
+            yield ArchiveInput(uri=storage.uri_of(path), size=known.size, version=known.version)
+        else:
+            yield from list_container(storage, path, known, kind, exclude=exclude, report=report)
+    except MissingInput:
+        yield _missing(storage, path)
+    except ChangedInput as error:
+        raise ArchiveError(
+            "A container changed while it was being listed; run again once nothing writes to the archive."
+        ) from error
+
+
+def _missing(storage: Storage, path: str) -> ArchiveInput:
+    return ArchiveInput(
+        uri=storage.uri_of(path),
+        failure=MissingInput.code,
+        failure_detail="Listed, but nothing is there: a dead link, or deleted during the listing.",
+    )

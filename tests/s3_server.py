@@ -1,0 +1,268 @@
+"""A real local S3 server for tests: moto behind werkzeug, in a process of its own.
+
+    with S3Server() as server:
+        server.make_bucket("films")
+        fsspec.filesystem("s3", **server.storage_options).pipe("films/a.png", data)
+
+The subprocess listens on a free port of 127.0.0.1, speaks HTTP/1.1 with keep-alive and answers requests in
+threads, so it shares no interpreter lock with the test. It ends with ``stop()``, and when its parent dies,
+since it watches its standard input. Objects live in its memory: keep them to a few hundred MB.
+
+Two control addresses are its own. ``/_log`` returns every S3 request so far, so a test can count the GETs of
+a key; ``/_faults`` makes it fail on purpose (503, 403, truncated bodies, delays), to see what a client does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any
+
+ACCESS_KEY = "test-access-key"
+SECRET_KEY = "test-secret-key"
+
+
+class S3Server:
+    """Starts and ends the server process; usable as a context manager."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._bucket_numbers = itertools.count()
+        self._filesystem: Any = None
+        self.port = 0
+
+    def start(self) -> S3Server:
+        """Start the process and wait until it listens. Raises RuntimeError if it ends before that."""
+        # The command line AWS variables of a developer must not reach the server.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        environment.update(AWS_ACCESS_KEY_ID=ACCESS_KEY, AWS_SECRET_ACCESS_KEY=SECRET_KEY)
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+        assert self._process.stdout is not None
+        first_line = self._process.stdout.readline().strip()
+        if not first_line.isdigit():
+            self.stop()
+            raise RuntimeError("the local S3 server did not start; is moto[server] installed?")
+        self.port = int(first_line)
+        return self
+
+    def stop(self) -> None:
+        """End the process; harmless when it is not running."""
+        process, self._process = self._process, None
+        self._filesystem = None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def __enter__(self) -> S3Server:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running server."""
+        assert self._process is not None, "the server is not running"
+        return self._process.pid
+
+    @property
+    def endpoint_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def storage_options(self) -> dict[str, Any]:
+        """What goes to fsspec (s3fs), to ``archive_options`` and to ``output_options``."""
+        return {"key": ACCESS_KEY, "secret": SECRET_KEY, "endpoint_url": self.endpoint_url}
+
+    def filesystem(self) -> Any:
+        """One s3fs filesystem on this server, without listing cache, to arrange and inspect objects."""
+        if self._filesystem is None:
+            import s3fs
+
+            options = {**self.storage_options, "use_listings_cache": False, "skip_instance_cache": True}
+            self._filesystem = s3fs.S3FileSystem(**options)
+        return self._filesystem
+
+    def make_bucket(self, name: str | None = None) -> str:
+        """Create a bucket (of a name not used before, unless given) and return its name."""
+        bucket = name or f"bucket-{next(self._bucket_numbers)}"
+        self.filesystem().mkdir(bucket)
+        return bucket
+
+    # -- control addresses -------------------------------------------------------------------------
+
+    def requests(self, method: str | None = None, key: str = "") -> list[dict[str, Any]]:
+        """S3 requests so far, oldest first: dicts of method, path, query, range, status, bytes.
+
+        ``key`` keeps those whose path ends with it (``"films/a.png"``); ``method`` keeps one HTTP method.
+        ``bytes`` is the length of the answer's body.
+        """
+        entries = json.loads(self._control("_log"))
+        return [
+            entry for entry in entries if method in (None, entry["method"]) and entry["path"].endswith(key)
+        ]
+
+    def clear_log(self) -> None:
+        self._control("_log", clear="1")
+
+    def set_faults(
+        self, probability: float, *, kinds: Iterable[str] = ("503",), match: str = "", seed: int = 0
+    ) -> None:
+        """From now on fail this share of the requests whose path contains ``match``.
+
+        Kinds: "503" (SlowDown), "500" (InternalError), "403" (AccessDenied), "truncate" (half of the body of
+        a GET, then the connection closes), "slow" (2 s late). Reproducible for one seed and one
+        order of requests.
+        """
+        self._control("_faults", p=str(probability), kinds=",".join(kinds), match=match, seed=str(seed))
+
+    def clear_faults(self) -> int:
+        """Stop failing; returns how many requests were failed since ``set_faults``."""
+        return int(self._control("_faults", p="0"))
+
+    def _control(self, address: str, **query: str) -> str:
+        url = f"{self.endpoint_url}/{address}?{urllib.parse.urlencode(query)}"
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return str(answer.read().decode())
+
+
+# -- the server process --------------------------------------------------------------------------------
+
+
+ERRORS = {
+    "503": ("503 Slow Down", "SlowDown"),
+    "500": ("500 Internal Server Error", "InternalError"),
+    "403": ("403 Forbidden", "AccessDenied"),
+}
+
+
+class _LogAndFaults:
+    """WSGI layer around moto: writes the request log, answers the control addresses, injects faults."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.lock = threading.Lock()
+        self.log: list[dict[str, Any]] = []
+        self.probability, self.kinds, self.match = 0.0, ["503"], ""
+        self.random, self.injected = random.Random(0), 0
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        query = {k: v[0] for k, v in urllib.parse.parse_qs(environ["QUERY_STRING"]).items()}
+        if environ["PATH_INFO"] in ("/_log", "/_faults"):
+            text = self._log(query) if environ["PATH_INFO"] == "/_log" else self._faults(query)
+            start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(text)))])
+            return [text.encode()]
+        entry = {
+            "method": environ["REQUEST_METHOD"],
+            "path": environ["PATH_INFO"],
+            "query": environ["QUERY_STRING"],
+            "range": environ.get("HTTP_RANGE"),
+            "status": None,
+            "bytes": 0,
+        }
+        with self.lock:
+            self.log.append(entry)
+
+        def start(status: str, headers: list[tuple[str, str]], error: Any = None) -> Any:
+            entry["status"] = int(status.split()[0])
+            return start_response(status, headers, error)
+
+        fault = self._draw(environ["PATH_INFO"])
+        if fault in ERRORS:
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            status, code = ERRORS[fault]
+            body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>made</Message></Error>".encode()
+            body = b"" if environ["REQUEST_METHOD"] == "HEAD" else body
+            start(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+            return [body]
+        if fault == "slow":
+            time.sleep(2)
+        body = b"".join(self.app(environ, start))
+        if fault == "truncate" and environ["REQUEST_METHOD"] == "GET":
+            body = body[: len(body) // 2]
+        entry["bytes"] = len(body)
+        return [body]
+
+    def _draw(self, path: str) -> str | None:
+        with self.lock:
+            if self.match not in path or self.random.random() >= self.probability:
+                return None
+            self.injected += 1
+            return self.random.choice(self.kinds)
+
+    def _log(self, query: dict[str, str]) -> str:
+        with self.lock:
+            if query.get("clear"):
+                self.log.clear()
+            return json.dumps(self.log)
+
+    def _faults(self, query: dict[str, str]) -> str:
+        with self.lock:
+            injected, self.injected = self.injected, 0
+            self.probability = float(query.get("p", "0"))
+            self.kinds = query.get("kinds", "503").split(",")
+            self.match = query.get("match", "")
+            self.random = random.Random(int(query.get("seed", "0")))
+            return str(injected)
+
+
+def _exit_with_parent() -> None:
+    sys.stdin.buffer.read()  # returns when the parent closes the pipe or dies
+    os._exit(0)
+
+
+def _serve() -> None:
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Handler(WSGIRequestHandler):
+        protocol_version = "HTTP/1.1"  # keep-alive
+
+        def log_request(self, *args: Any, **kwargs: Any) -> None:
+            """Silent: the request log is kept by ``_LogAndFaults``."""
+
+    app = _LogAndFaults(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Handler)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    sys.stdout.write(f"{server.server_port}\n")
+    sys.stdout.flush()
+    server.serve_forever()
+
+
+def running_server() -> Iterator[S3Server]:
+    """Generator form for fixtures: starts, yields, stops."""
+    with S3Server() as server:
+        yield server
+
+
+if __name__ == "__main__":
+    _serve()
