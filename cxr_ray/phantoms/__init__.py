@@ -1,0 +1,6 @@
+"""Synthetic chest phantoms for tests, docs and the first run. No patient data, no meaning in their scores."""
+
+from cxr_ray.phantoms.drawing import LABEL, MAXIMUM, Phantom, draw_phantom, phantom
+from cxr_ray.phantoms.sample_archive import SYNTHETIC_NOTE, write_sample_archive
+
+__all__ = ["LABEL", "MAXIMUM", "SYNTHETIC_NOTE", "Phantom", "draw_phantom", "phantom", "write_sample_archive"]
