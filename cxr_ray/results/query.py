@@ -1,0 +1,104 @@
+"""SQL over the score table with DuckDB.
+
+Tables: ``scores``, and two views over ``content_sha256`` (the encoded bytes): ``duplicates`` holds every row
+whose content occurs more than once, ``scores_unique`` one row of each content (that of the smallest image_id;
+rows whose content could not be read are all kept).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from cxr_ray.archives.storage import Storage
+from cxr_ray.errors import MissingExtra, UsageError
+from cxr_ray.pipeline.identity import Identity
+from cxr_ray.results.table import is_local, open_output, open_parts, score_parts
+
+VIEWS = """
+CREATE TEMP VIEW duplicates AS SELECT * FROM scores WHERE content_sha256 IN
+    (SELECT content_sha256 FROM scores WHERE content_sha256 IS NOT NULL GROUP BY ALL HAVING count(*) > 1);
+CREATE TEMP VIEW scores_unique AS SELECT * FROM scores WHERE content_sha256 IS NULL OR image_id IN
+    (SELECT min(image_id) FROM scores WHERE content_sha256 IS NOT NULL GROUP BY content_sha256);
+"""
+
+_FETCH = 1000
+
+
+@dataclass(frozen=True)
+class QueryResult:
+    """Column names and a stream of rows, read as it is consumed."""
+
+    columns: tuple[str, ...]
+    rows: Iterator[tuple[Any, ...]]
+
+
+def run_query(
+    output: str | os.PathLike[str], sql: str, *, storage_options: Mapping[str, Any] | None = None
+) -> QueryResult:
+    """Run one SQL statement (or several; the last one's result counts) over the parts published so far.
+
+    Raises:
+        UsageError: the statement is wrong; the message is DuckDB's.
+        OutputError: no score table there.
+        MissingExtra: DuckDB is not installed.
+    """
+    return execute(connect(*open_output(output, storage_options)), sql)
+
+
+def connect(storage: Storage, identity: Identity) -> Any:
+    """An in-memory DuckDB connection with ``scores``, ``duplicates`` and ``scores_unique``.
+
+    Local parts are read by DuckDB itself; all others through a pyarrow Dataset over the same fsspec
+    filesystem that wrote them, so that every storage and credential that works for a job works here.
+    """
+    duckdb = import_duckdb()
+    parts = score_parts(storage, identity)
+    connection = duckdb.connect(":memory:")
+    if is_local(storage):
+        connection.read_parquet(parts).create_view("scores")
+    else:
+        connection.register("scores", open_parts(storage, parts))
+    connection.execute(VIEWS)
+    return connection
+
+
+def execute(connection: Any, sql: str, parameters: Sequence[Any] = ()) -> QueryResult:
+    """Run ``sql`` on an open connection. Raises: UsageError with DuckDB's own words."""
+    duckdb = import_duckdb()
+    try:
+        cursor = connection.execute(sql, list(parameters))
+        columns = tuple(column[0] for column in cursor.description or ())
+        # The first rows here: an error in the data (a cast, a division) must be an error of the statement.
+        first = cursor.fetchmany(_FETCH) if columns else []
+    except duckdb.Error as error:
+        raise UsageError(f"the query failed: {_short(error)}") from error
+    return QueryResult(columns=columns, rows=_rows(cursor, first, duckdb))
+
+
+def import_duckdb() -> ModuleType:
+    """DuckDB, or a MissingExtra that says how to get it."""
+    try:
+        import duckdb
+    except ImportError as error:
+        raise MissingExtra("queries need DuckDB; install it with: pip install 'cxr_ray[results]'") from error
+    return duckdb
+
+
+def _rows(cursor: Any, first: list[tuple[Any, ...]], duckdb: ModuleType) -> Iterator[tuple[Any, ...]]:
+    batch = first
+    while batch:
+        yield from batch
+        try:
+            batch = cursor.fetchmany(_FETCH)
+        except duckdb.Error as error:
+            raise UsageError(f"the query failed: {_short(error)}") from error
+
+
+def _short(error: Exception) -> str:
+    """DuckDB's message without the drawing of the statement below it."""
+    lines = [line.strip() for line in str(error).split("\nLINE ")[0].splitlines() if line.strip()]
+    return " ".join(lines)

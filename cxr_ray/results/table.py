@@ -1,0 +1,119 @@
+"""Opening the score table of an OUTPUT, finished or still growing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.fs
+
+from cxr_ray.archives.storage import Storage, explain, open_storage
+from cxr_ray.errors import CxrRayError, OutputError
+from cxr_ray.pipeline.identity import KIND_SHARDS, Identity, read_identity
+from cxr_ray.pipeline.publish import Publisher
+from cxr_ray.pipeline.score_table import SCORE_FOLDER, SCORE_SCHEMA
+
+
+def open_scores(output: str | os.PathLike[str], **storage_options: Any) -> ds.Dataset:
+    """The score table as a pyarrow Dataset over the part files published so far.
+
+    Safe while a run is going on: a part appears whole or not at all, and the Dataset keeps the parts that it
+    found when it was opened. Filters and column choices are pushed down (``dataset.to_table(columns=...,
+    filter=...)``); leave ``heat_map`` and ``lung_mask`` out unless they are needed, they are nine tenths of
+    the bytes.
+
+    Args:
+        output: a folder or any fsspec URL.
+        storage_options: go to fsspec as given (``endpoint_url``, ``profile``, ``anon``, ...).
+
+    Raises:
+        OutputError: no score table there, or nothing published yet.
+    """
+    storage, identity = open_output(output, storage_options)
+    return open_parts(storage, score_parts(storage, identity))
+
+
+def open_output(
+    output: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+) -> tuple[Storage, Identity]:
+    """The storage of an OUTPUT and the identity that it was begun with.
+
+    Raises:
+        OutputError: nothing of cxr_ray there, a damaged identity, or no access.
+    """
+    storage = open_storage(os.fspath(output), storage_options)
+    try:
+        identity = read_identity(Publisher(storage))
+    except CxrRayError:
+        raise
+    except Exception as error:  # the storage library's own: no network, no access, no such bucket
+        raise OutputError(
+            f"{storage.url} cannot be read ({explain(error)}); check address and options"
+        ) from error
+    if identity is None:
+        raise OutputError(f"{storage.url} holds no table; give the output folder of a job")
+    return storage, identity
+
+
+def open_parts(storage: Storage, parts: list[str]) -> ds.Dataset:
+    """A Dataset over the given part files (paths of ``storage.fs``)."""
+    return ds.dataset(parts, schema=SCORE_SCHEMA, format="parquet", filesystem=arrow_filesystem(storage))
+
+
+def score_parts(storage: Storage, identity: Identity) -> list[str]:
+    """Paths of the published parts, in name order.
+
+    Raises:
+        OutputError: shards instead of scores, or nothing published yet.
+    """
+    if identity.kind == KIND_SHARDS:
+        raise OutputError(
+            f"{storage.url} holds shards (preprocessed pixels), no scores; "
+            "score them with jobs/score.py and give that output"
+        )
+    parts = [path for path in folder_files(storage, SCORE_FOLDER) if is_part(path)]
+    if not parts:
+        raise OutputError(f"{storage.url} has no published part yet; wait for the run, or run the job again")
+    return parts
+
+
+def is_part(path: str) -> bool:
+    """True for names that a run publishes: ``part-<unit_id>.parquet``."""
+    name = path.rsplit("/", 1)[-1]
+    return name.startswith("part-") and name.endswith(".parquet")
+
+
+def folder_files(storage: Storage, folder: str) -> list[str]:
+    """Paths of everything directly in ``OUTPUT/folder``, sorted; empty where there is no such folder."""
+    storage.fs.invalidate_cache()
+    base = f"{storage.path.rstrip('/')}/{folder}"
+    try:
+        entries = storage.fs.ls(base, detail=False)
+    except FileNotFoundError:
+        return []
+    return sorted(entry for entry in entries if entry.rstrip("/") != base)
+
+
+def is_local(storage: Storage) -> bool:
+    """True where Arrow and DuckDB can open the paths themselves."""
+    return storage.is_local
+
+
+def arrow_filesystem(storage: Storage) -> pa.fs.FileSystem:
+    """The Arrow filesystem of a storage: Arrow's own for local paths, fsspec's for all others."""
+    if is_local(storage):
+        return pa.fs.LocalFileSystem()
+    return pa.fs.PyFileSystem(pa.fs.FSSpecHandler(storage.fs))
+
+
+def footer_record(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    """The ``cxr_ray`` record in a part's footer; empty where there is none or it is no JSON object."""
+    try:
+        record = json.loads((metadata or {}).get(b"cxr_ray", b"{}"))
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
