@@ -1,0 +1,266 @@
+"""Preprocessed frames in, scores and maps out: the network of one bundle on one device (DESIGN sections 1, 5).
+
+Promise 4 rests on this module: the network always sees the same number of images per call and ``threads``
+threads, so an image's values depend neither on its neighbours nor on its place nor on the call. On a GPU that
+number is ``compute_batch`` (the last batch is filled up with a constant image); on a CPU it is one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cxr_ray.errors import UsageError
+from cxr_ray.nets.ensemble import Ensemble, class_logits, log_odds
+from cxr_ray.nets.folding import fold_blocks
+from cxr_ray.nets.gate import pool_mask
+from cxr_ray.nets.heat_maps import evidence
+from cxr_ray.nets.network import Activations, Network
+from cxr_ray.nets.path import Variant
+from cxr_ray.nets.segmenter import Segmenter
+from cxr_ray.weights.bundle import Bundle
+
+DEFAULT_COMPUTE_BATCH = {"cpu": 1, "cuda": 64}
+"""Images per network call and device kind. On a CPU with one thread, 1 was the cheapest of 1, 2, 4 and 8 per image;
+the GPU figure is a guess that nobody has measured yet."""
+DEFAULT_THREADS = 1
+"""Torch threads per process: more processes use a machine better than more threads."""
+PADDING_GREY = 128
+LUNG_PROBABILITY = 0.5
+"""Probability above which a pixel counts into ``lung_fraction``."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """NumPy arrays with one entry per image.
+
+    Where ``has_lungs`` is False, p_covid, logit, path_logits, p_std and class_probs are NaN, never 0.5.
+    """
+
+    p_covid: NDArray[np.float32]
+    """[B] probability of the positive class."""
+    logit: NDArray[np.float32]
+    """[B] its log-odds."""
+    path_logits: NDArray[np.float32]
+    """[B, K] log-odds of the positive class per path."""
+    p_std: NDArray[np.float32]
+    """[B] standard deviation (ddof 0) of the path probabilities."""
+    class_probs: NDArray[np.float32]
+    """[B, C] probability of every class, in the bundle's order."""
+    lung_fraction: NDArray[np.float32]
+    """[B] share of the frame with lung probability above 0.5, before gate and quantisation."""
+    lung_probability: NDArray[np.float32]
+    """[B, 300, 340] Module 1, before gate and quantisation."""
+    evidence_map: NDArray[np.float32]
+    """[B, 75, 85] ensemble map of the positive class minus the mean of the others."""
+    lung_mask: NDArray[np.bool_]
+    """[B, 300, 340] gated (and quantised) mask above the bundle's threshold."""
+    has_lungs: NDArray[np.bool_]
+    """[B] False: nothing of the mask is left, at full resolution or in the paths, so there is no score."""
+
+
+class Scorer:
+    """The network of a bundle, ready to score. It keeps scratch memory, so one scorer serves one thread.
+
+    Args:
+        bundle: from ``load_bundle``.
+        device: torch device, "cpu" or "cuda[:n]".
+        dtype: "float32" only: IEEE arithmetic with TF32 off. Anything less loses parity with the published scores.
+        variant: None, or one of the published options "threshold" and "multiply".
+        compute_batch: images per network call on a GPU; None takes ``DEFAULT_COMPUTE_BATCH``. A CPU always takes
+            them one by one, so there it changes nothing.
+        threads: torch threads of this *process* (they are a global setting); None takes ``DEFAULT_THREADS``.
+        mask_style: segmenter to use; None takes the one that the paths were trained with, as you should.
+        quantise_mask: round the lung probability to 8 bits, as the published flow does.
+
+    Raises:
+        UsageError: an option that this bundle or machine cannot serve.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str = "float32",
+        variant: Variant | None = None,
+        compute_batch: int | None = None,
+        threads: int | None = None,
+        mask_style: str | None = None,
+        quantise_mask: bool = True,
+    ) -> None:
+        meta = bundle.meta
+        self.bundle = bundle
+        self.meta = meta
+        self.device = _check_device(device)
+        self.variant = _check_variant(variant)
+        self.compute_batch = _check_count(
+            "compute_batch",
+            DEFAULT_COMPUTE_BATCH[self.device.type] if compute_batch is None else compute_batch,
+        )
+        # On a CPU images go through one by one, whatever compute_batch says: that is fastest, and it makes a result
+        # independent of its place (the last elements of a vectorised loop, and matrices at another alignment, round
+        # differently, so inside a batch of several images the last bit can depend on the position).
+        self._images_per_call = 1 if self.device.type == "cpu" else self.compute_batch
+        self.threads = _check_count("threads", DEFAULT_THREADS if threads is None else threads)
+        self.mask_style = meta.mask_style if mask_style is None else mask_style
+        self.quantise_mask = quantise_mask
+        if dtype != "float32":
+            raise UsageError(
+                f"dtype={dtype} is not offered: only float32 keeps parity with the published scores"
+            )
+        if self.mask_style not in bundle.segmenters:
+            raise UsageError(
+                f"mask_style={self.mask_style} is not in this bundle; it has {sorted(bundle.segmenters)}"
+            )
+
+        segmenter = Segmenter()
+        segmenter.load_state_dict(dict(bundle.segmenters[self.mask_style]))
+        ensemble = Ensemble(
+            rows=meta.rows,
+            columns=meta.columns,
+            paths=meta.paths,
+            classes=len(meta.classes),
+            mask_threshold=meta.mask_threshold,
+            lung_gate=meta.lung_gate,
+        )
+        for path, state in zip(ensemble.paths, bundle.paths, strict=True):
+            path.load_state_dict(dict(state))
+        network = Network(
+            segmenter,
+            ensemble,
+            mean=meta.standardisation_mean,
+            std=meta.standardisation_std,
+            quantise_mask=quantise_mask,
+            variant=self.variant,
+        )
+        network.eval().requires_grad_(False)
+        fold_blocks(network)
+        self._network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def score(self, pixels_BHW: NDArray[np.uint8]) -> Scores:
+        """Score equalised uint8 frames ``[B, 300, 340]`` as ``cxr_ray.preprocess.preprocess`` makes them; B may be 0.
+
+        Raises UsageError: another dtype or shape.
+        """
+        chunks = [self._to_scores(chunk, size) for chunk, size in self._run(pixels_BHW)]
+        if not chunks:
+            # The shapes of nothing: score one filler image and drop it.
+            return _take(self.score(self._filler(1)), 0)
+        return Scores(
+            **{
+                f.name: np.concatenate([getattr(c, f.name) for c in chunks])
+                for f in dataclasses.fields(Scores)
+            }
+        )
+
+    def forward(self, pixels_BHW: NDArray[np.uint8]) -> Activations:
+        """The same computation, but what the network computed on the way, on the CPU; at least one image."""
+        chunks = [(chunk, size) for chunk, size in self._run(pixels_BHW)]
+        return Activations(
+            **{
+                f.name: torch.cat([getattr(chunk, f.name)[:size].cpu() for chunk, size in chunks])
+                for f in dataclasses.fields(Activations)
+            }
+        )
+
+    @torch.inference_mode()
+    def _run(self, pixels_BHW: NDArray[np.uint8]) -> Iterator[tuple[Activations, int]]:
+        """Activations of one compute batch after the other, with the number of real images at its front."""
+        self._check_pixels(pixels_BHW)
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+        step = self._images_per_call
+        for start in range(0, len(pixels_BHW), step):
+            chunk = pixels_BHW[start : start + step]
+            filler = self._filler(step - len(chunk))
+            batch = torch.from_numpy(np.concatenate((chunk, filler)))
+            yield self._network(batch.to(self.device)), len(chunk)
+
+    @torch.inference_mode()
+    def _to_scores(self, batch: Activations, size: int) -> Scores:
+        """Scores of the first ``size`` images of a compute batch."""
+        threshold = self.meta.mask_threshold
+        positive = self.meta.positive_index
+        lungs = batch.mask > threshold
+        has_lungs = lungs.any(dim=2).any(dim=1) & (pool_mask(batch.mask) > threshold).any(dim=2).any(dim=1)
+        unscored = ~has_lungs
+
+        logits = class_logits(batch.ensemble_map)
+        path_logits = log_odds(class_logits(batch.path_maps), positive)
+        class_probs = logits.softmax(dim=-1)
+        p_std = path_logits.sigmoid().std(dim=-1, correction=0)
+        lung_fraction = (batch.lung_probability > LUNG_PROBABILITY).float().mean(dim=(1, 2))
+        arrays = {
+            "p_covid": class_probs[:, positive].masked_fill(unscored, torch.nan),
+            "logit": log_odds(logits, positive).masked_fill(unscored, torch.nan),
+            "path_logits": path_logits.masked_fill(unscored[:, None], torch.nan),
+            "p_std": p_std.masked_fill(unscored, torch.nan),
+            "class_probs": class_probs.masked_fill(unscored[:, None], torch.nan),
+            "lung_fraction": lung_fraction,
+            "lung_probability": batch.lung_probability,
+            "lung_mask": lungs,
+            "has_lungs": has_lungs,
+        }
+        return Scores(
+            evidence_map=evidence(batch.ensemble_map[:size].cpu().numpy(), positive),
+            **{name: np.ascontiguousarray(a[:size].cpu().numpy()) for name, a in arrays.items()},
+        )
+
+    def _filler(self, count: int) -> NDArray[np.uint8]:
+        return np.full((count, self.meta.rows, self.meta.columns), PADDING_GREY, dtype=np.uint8)
+
+    def _check_pixels(self, pixels_BHW: NDArray[np.uint8]) -> None:
+        expected = (self.meta.rows, self.meta.columns)
+        if not isinstance(pixels_BHW, np.ndarray) or pixels_BHW.dtype != np.uint8:
+            found = getattr(pixels_BHW, "dtype", type(pixels_BHW).__name__)
+            raise UsageError(
+                f"the scorer takes a NumPy array of uint8 from cxr_ray.preprocess, found {found}"
+            )
+        if pixels_BHW.ndim != 3 or pixels_BHW.shape[1:] != expected:
+            raise UsageError(
+                f"the scorer takes [B, {expected[0]}, {expected[1]}] frames from cxr_ray.preprocess, "
+                f"found {list(pixels_BHW.shape)}"
+            )
+
+
+def _take(scores: Scores, size: int) -> Scores:
+    return Scores(**{f.name: getattr(scores, f.name)[:size] for f in dataclasses.fields(Scores)})
+
+
+def _check_device(device: str | torch.device) -> torch.device:
+    try:
+        checked = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"device={device} is no torch device; use cpu or cuda") from error
+    if checked.type not in DEFAULT_COMPUTE_BATCH:
+        raise UsageError(f"device={device} is not supported; use one of {sorted(DEFAULT_COMPUTE_BATCH)}")
+    if checked.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UsageError(
+                "device=cuda, but torch sees no GPU here; use device=cpu or install a CUDA build of torch"
+            )
+        # Process-wide, as torch has it: IEEE float32, and no kernel chosen by a stopwatch.
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+    return checked
+
+
+def _check_variant(variant: str | None) -> Variant | None:
+    if variant is not None and variant not in get_args(Variant):
+        raise UsageError(f"variant={variant} is unknown; use one of {list(get_args(Variant))} or none")
+    return variant  # type: ignore[return-value]
+
+
+def _check_count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name}={value} should be a whole number of at least 1")
+    return value

@@ -1,0 +1,242 @@
+"""The scorer: bit for bit the same wherever an image stands, no score without lungs, options that are checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cxr_ray.errors import UsageError
+from cxr_ray.nets.path import Path as NetPath
+from cxr_ray.scorer import Scorer, Scores
+from cxr_ray.weights import Bundle, load_bundle, seeded_bundle
+
+NAMES = [f.name for f in dataclasses.fields(Scores)]
+SCORE_NAMES = ("p_covid", "logit", "path_logits", "p_std", "class_probs")
+
+
+def frames(count: int, seed: int = 0) -> np.ndarray:
+    """Made frames: smooth, every grey level, each one different."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0:300, 0:340] / 340
+    waves = [np.sin(2 * np.pi * (a * rows + b * columns) + c) for a, b, c in rng.uniform(0, 4, (count, 3))]
+    return np.stack([(127.5 + 127.5 * wave).round().astype(np.uint8) for wave in waves])
+
+
+def films(shared_dir: Path, count: int) -> np.ndarray:
+    files = sorted((shared_dir / "reference" / "golden").glob("raw_*.npz"))
+    return np.stack([np.load(file)["eq_u8"] for file in files[:count]])
+
+
+def pick(scores: Scores, index: Any) -> Scores:
+    return Scores(**{name: np.ascontiguousarray(getattr(scores, name)[index]) for name in NAMES})
+
+
+def differing(first: Scores, second: Scores) -> list[str]:
+    """Names of the arrays that are not equal bit for bit."""
+    return [name for name in NAMES if getattr(first, name).tobytes() != getattr(second, name).tobytes()]
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return seeded_bundle(0)
+
+
+@pytest.fixture(scope="module")
+def scorer(bundle: Bundle) -> Scorer:
+    return Scorer(bundle)
+
+
+@pytest.fixture(scope="module")
+def published(published_bundle_dir: Path) -> Scorer:
+    return Scorer(load_bundle(published_bundle_dir))
+
+
+def test_shapes_and_types(scorer: Scorer) -> None:
+    scores = scorer.score(frames(2))
+    expected = {
+        "p_covid": (2,),
+        "logit": (2,),
+        "path_logits": (2, 6),
+        "p_std": (2,),
+        "class_probs": (2, 2),
+        "lung_fraction": (2,),
+        "lung_probability": (2, 300, 340),
+        "evidence_map": (2, 75, 85),
+        "lung_mask": (2, 300, 340),
+        "has_lungs": (2,),
+    }
+    assert {name: getattr(scores, name).shape for name in NAMES} == expected
+    for name in NAMES:
+        assert getattr(scores, name).dtype == (np.bool_ if name in ("lung_mask", "has_lungs") else np.float32)
+        assert getattr(scores, name).flags.c_contiguous
+
+
+def test_no_image_gives_empty_arrays_of_the_same_shapes(scorer: Scorer) -> None:
+    none, one = scorer.score(frames(1)[:0]), scorer.score(frames(1))
+    for name in NAMES:
+        assert getattr(none, name).shape == (0, *getattr(one, name).shape[1:])
+        assert getattr(none, name).dtype == getattr(one, name).dtype
+
+
+def test_the_scores_of_an_image_fit_together(scorer: Scorer) -> None:
+    pixels = frames(2)
+    scores, inner = scorer.score(pixels), scorer.forward(pixels)
+    assert scores.has_lungs.all()
+    p_paths = 1 / (1 + np.exp(-scores.path_logits.astype(np.float64)))
+    assert np.allclose(scores.p_covid, 1 / (1 + np.exp(-scores.logit.astype(np.float64))), atol=1e-6)
+    assert np.allclose(scores.class_probs.sum(axis=1), 1, atol=1e-6)
+    assert np.array_equal(scores.class_probs[:, 0], scores.p_covid)
+    assert np.allclose(scores.p_std, p_paths.std(axis=1), atol=1e-6)
+    # Two classes: the ensemble's logit is the mean of the path logits.
+    assert np.allclose(scores.logit, scores.path_logits.mean(axis=1), atol=1e-4)
+    assert np.allclose(scores.lung_fraction, (scores.lung_probability > 0.5).mean(axis=(1, 2)), atol=1e-6)
+    assert np.array_equal(scores.lung_mask, (inner.mask > 0.3).numpy())
+    maps = inner.ensemble_map.numpy()
+    assert np.array_equal(scores.evidence_map, maps[:, 0] - maps[:, 1])
+    assert scores.p_std.min() > 0
+    assert np.ptp(scores.evidence_map) > 0
+
+
+def test_neighbours_place_and_call_do_not_change_a_bit(published: Scorer, shared_dir: Path) -> None:
+    pixels = films(shared_dir, 5)
+    together = published.score(pixels)
+    for order in ([4, 3, 2, 1, 0], [3, 3, 0], [1]):
+        assert differing(pick(together, order), published.score(pixels[order])) == []
+    assert differing(pick(together, [2, 3]), Scorer(published.bundle).score(pixels[2:4])) == []
+
+
+def test_strided_pixels_score_the_same(scorer: Scorer) -> None:
+    pixels = frames(2)
+    strided = np.asfortranarray(pixels)
+    assert differing(scorer.score(pixels), scorer.score(strided)) == []
+
+
+def test_compute_batch_and_threads_agree_within_limits(published: Scorer, shared_dir: Path) -> None:
+    pixels = films(shared_dir, 2)
+    reference = published.score(pixels)
+    for options in ({"compute_batch": 2}, {"threads": 2}):
+        other = Scorer(published.bundle, **options)  # type: ignore[arg-type]
+        scores = other.score(pixels)
+        assert np.abs(scores.p_covid - reference.p_covid).max() < 1e-5
+        assert differing(pick(scores, [1]), other.score(pixels[[1]])) == []
+    # Another scorer's thread number is no lasting change: each sets its own again.
+    assert differing(reference, published.score(pixels)) == []
+    assert torch.get_num_threads() == published.threads == 1
+
+
+def with_head_bias(bundle: Bundle, lung: float, other: float) -> Bundle:
+    """The segmenter replaced by one that says the same of every pixel."""
+    state = bundle.segmenters["seeded"]
+    head = {
+        "head.weight": torch.zeros_like(state["head.weight"]),
+        "head.bias": torch.tensor([lung, other]),
+    }
+    return Bundle.build(segmenters={"seeded": {**state, **head}}, paths=bundle.paths, meta=bundle.meta)
+
+
+def assert_unscored(scores: Scores, index: int) -> None:
+    assert not scores.has_lungs[index]
+    for name in SCORE_NAMES:
+        assert np.isnan(getattr(scores, name)[index]).all(), name
+
+
+def test_no_lungs_means_no_score(bundle: Bundle) -> None:
+    scores = Scorer(with_head_bias(bundle, 0.0, 3.0)).score(frames(2))  # probability 0.047 everywhere
+    for index in range(2):
+        assert_unscored(scores, index)
+    assert np.array_equal(scores.lung_fraction, np.zeros(2, np.float32))
+    assert not scores.lung_mask.any()
+
+
+def test_gated_frames_have_no_lungs_and_leave_others_alone(scorer: Scorer) -> None:
+    black, white = np.zeros((1, 300, 340), np.uint8), np.full((1, 300, 340), 255, np.uint8)
+    scores = scorer.score(np.concatenate((frames(1), black, white)))
+    assert_unscored(scores, 1)
+    assert_unscored(scores, 2)
+    assert scores.lung_fraction[1] > 0.5  # Module 1 sees lungs; the tissue gate removes them
+    assert differing(pick(scores, [0]), scorer.score(frames(1))) == []
+
+
+def test_lungs_too_thin_for_the_paths_count_as_none(bundle: Bundle) -> None:
+    # Single pixels of tissue: the full-resolution mask has some, no 4 x 4 mean reaches the threshold.
+    pixels = np.zeros((1, 300, 340), np.uint8)
+    pixels[0, ::4, ::4] = 128
+    scores = Scorer(with_head_bias(bundle, 1.0, 0.0)).score(pixels)
+    assert scores.lung_mask.sum() == 75 * 85
+    assert_unscored(scores, 0)
+
+
+def test_more_classes_and_fewer_paths(bundle: Bundle) -> None:
+    meta = dataclasses.replace(bundle.meta, classes=("Normal", "Other", "Covid+"), paths=2)
+    paths = [NetPath(classes=3).initialise(seed).state_dict() for seed in (1, 2)]
+    scorer = Scorer(Bundle.build(segmenters=bundle.segmenters, paths=paths, meta=meta))
+    scores, inner = scorer.score(frames(1)), scorer.forward(frames(1))
+    assert scores.path_logits.shape == (1, 2)
+    assert np.array_equal(scores.p_covid, scores.class_probs[:, 2])
+    p = scores.p_covid.astype(np.float64)
+    assert np.allclose(scores.logit, np.log(p / (1 - p)), atol=1e-4)
+    maps = inner.ensemble_map.numpy()
+    assert np.allclose(scores.evidence_map, maps[:, 2] - maps[:, :2].mean(axis=1), atol=1e-6)
+
+
+def test_an_extreme_logit_survives_where_the_probability_saturates(bundle: Bundle) -> None:
+    loud = [
+        {**state, "block_c.shortcut_norm.weight": state["block_c.shortcut_norm.weight"] * 500}
+        for state in bundle.paths
+    ]
+    scores = Scorer(Bundle.build(segmenters=bundle.segmenters, paths=loud, meta=bundle.meta)).score(frames(1))
+    assert np.isfinite(scores.logit).all()
+    assert abs(scores.logit[0]) > 20
+
+
+BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"dtype": "bfloat16"}, "only float32"),
+    ({"device": "abacus"}, "no torch device"),
+    ({"device": "meta"}, "not supported"),
+    ({"variant": "loud"}, "variant=loud"),
+    ({"compute_batch": 0}, "compute_batch=0"),
+    ({"threads": -1}, "threads=-1"),
+    ({"mask_style": "jms"}, "mask_style=jms"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS)
+def test_bad_options_are_refused_in_words(bundle: Bundle, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Scorer(bundle, **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="no GPU"):
+        Scorer(bundle, device="cuda")
+
+
+BAD_PIXELS: list[tuple[Any, str]] = [
+    (np.zeros((1, 300, 340), np.float32), "float32"),
+    (np.zeros((300, 340), np.uint8), r"\[300, 340\]"),
+    (np.zeros((1, 340, 300), np.uint8), r"\[1, 340, 300\]"),
+    (torch.zeros(1, 300, 340, dtype=torch.uint8), "NumPy"),
+    ([1, 2], "list"),
+]
+
+
+@pytest.mark.parametrize(("pixels", "message"), BAD_PIXELS)
+def test_bad_pixels_are_refused_in_words(scorer: Scorer, pixels: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        scorer.score(pixels)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_gpu_agrees_with_cpu_and_with_itself(published: Scorer, shared_dir: Path) -> None:
+    pixels = films(shared_dir, 7)
+    gpu = Scorer(published.bundle, device="cuda", compute_batch=4)
+    together = gpu.score(pixels)
+    assert np.abs(together.p_covid - published.score(pixels).p_covid).max() < 1e-5
+    for order in ([6, 5, 4, 3, 2, 1, 0], [3, 3, 0], [5]):
+        assert differing(pick(together, order), gpu.score(pixels[order])) == []
