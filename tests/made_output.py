@@ -104,6 +104,7 @@ def make_output(
             compute_batch=1,
             threads=1,
             dtype="float32",
+            weights="made for tests",
             decode_policy="corrected",
         )
         publish_part(publisher, table, identity.kind, footer)

@@ -6,14 +6,13 @@ NumPy and OpenCV only: reading results needs no torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from cxr_ray.errors import OutputError, UsageError
+from cxr_ray.nets.heat_maps import HeatMaps, rebuild
 from cxr_ray.pipeline.map_encoding import (
     EVIDENCE_SHAPE,
     MASK_SHAPE,
@@ -21,17 +20,7 @@ from cxr_ray.pipeline.map_encoding import (
     decode_lung_mask_png,
 )
 
-
-@dataclass(frozen=True, kw_only=True)
-class HeatMaps:
-    """Three maps of ``[300, 340]`` float32, NaN outside the lung mask (and everywhere if undefined)."""
-
-    positive: NDArray[np.float32]
-    """Evidence of the positive class, 0 to 1 over the mask."""
-    negative: NDArray[np.float32]
-    """1 - positive."""
-    difference: NDArray[np.float32]
-    """2 * positive - 1, so -1 to 1. It says where, never how much: it does not fade when scores are close."""
+__all__ = ["HeatMaps", "decode_heat_map", "decode_lung_mask", "rebuild_maps"]
 
 
 def decode_heat_map(row: Mapping[str, Any]) -> NDArray[np.float32]:
@@ -76,20 +65,7 @@ def rebuild_maps(evidence_HW: NDArray[np.floating], mask_HW: NDArray[np.bool_]) 
             f"expected evidence {EVIDENCE_SHAPE} and mask {MASK_SHAPE}, "
             f"got {evidence_HW.shape} and {mask_HW.shape}"
         )
-    rows, columns = MASK_SHAPE
-    # float64: with float32 the min-max of a nearly constant map would amplify the rounding of the resize.
-    full_HW = cv2.resize(
-        np.ascontiguousarray(evidence_HW, dtype=np.float64), (columns, rows), interpolation=cv2.INTER_LINEAR
-    )
-    positive_HW = np.full(MASK_SHAPE, np.nan, dtype=np.float32)
-    inside = full_HW[mask_HW]
-    if inside.size:
-        lo, hi = inside.min(), inside.max()
-        # Equal values resize to equal ones only up to rounding; one grey level at the least bilinear weight
-        # is 6e-5 of the range, so anything below 1e-9 is rounding and the map is constant inside the mask.
-        if hi - lo > 1e-9 * (float(evidence_HW.max()) - float(evidence_HW.min())):
-            positive_HW[mask_HW] = (inside - lo) / (hi - lo)
-    return HeatMaps(positive=positive_HW, negative=1.0 - positive_HW, difference=2.0 * positive_HW - 1.0)
+    return rebuild(evidence_HW, mask_HW)
 
 
 def _columns(row: Mapping[str, Any], *names: str) -> tuple[Any, ...]:

@@ -1,0 +1,214 @@
+"""Joining or starting Ray, and the check of every node type before any work begins."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cxr_ray.archives.storage import Storage, explain
+from cxr_ray.errors import CxrRayError, OutputError, UsageError
+from cxr_ray.pipeline.code_version import code_version
+from cxr_ray.pipeline.publish import STAGING_FOLDER, Publisher
+
+CHECK_SECONDS = 60.0
+
+#: glibc returns every large block to the kernel on each call; keeping them makes Module 1 several times
+#: faster on CPU (REFERENCE_SPEC section 15). One BLAS thread per worker: the scorer sets its own number.
+WORKER_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    "MALLOC_ARENA_MAX": "2",
+    "OMP_NUM_THREADS": "1",
+}
+
+_OBJECT_STORE_BYTES = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What Ray offers: CPUs and GPUs, and whether it is ours (local) or a cluster that we joined."""
+
+    cpus: float
+    gpus: float
+    local: bool
+
+
+def joins_cluster(address: str | None) -> bool:
+    """Whether a job would join a running cluster: an address is given, or it was submitted to one."""
+    return bool(address or os.environ.get("RAY_ADDRESS"))
+
+
+def local_machines(gpus: int) -> Machines:
+    """This machine, when a local Ray is to be started on it."""
+    return Machines(cpus=float(len(os.sched_getaffinity(0))), gpus=float(gpus), local=True)
+
+
+@contextmanager
+def ray_session(address: str | None, local_cpus: int | None) -> Iterator[None]:
+    """Ray for the time of a run. A cluster that was joined stays up; a local Ray ends with the run.
+
+    Raises:
+        UsageError: the cluster does not answer.
+    """
+    # Read by Ray Data when it is imported or when a dataset runs; our own lines replace its bars.
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    common: dict[str, Any] = {
+        "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+    }
+    try:
+        if joins_cluster(address):
+            ray.init(address=address or "auto", **common)
+        else:
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            ray.init(
+                address="local",
+                num_cpus=local_cpus,
+                include_dashboard=False,
+                object_store_memory=min(_OBJECT_STORE_BYTES, int(memory * 0.25)),
+                **common,
+            )
+    except ConnectionError as error:
+        raise UsageError(
+            f"no Ray cluster answers at {address or os.environ.get('RAY_ADDRESS')}; check ray_address or RAY_ADDRESS"
+        ) from error
+    _exit_on_sigterm()  # after ray.init, which sets a handler of its own
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _exit_on_sigterm() -> None:
+    """``ray job stop`` and preemption: leave at once. Nothing needs saving, published parts stay."""
+
+    def leave(number: int, frame: Any) -> None:
+        print("stopped by SIGTERM; nothing is lost, run the same command again", file=sys.stderr, flush=True)
+        raise SystemExit(1)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, leave)
+
+
+def cluster_machines() -> Machines:
+    """The joined cluster's CPUs and GPUs."""
+    resources = ray.cluster_resources()
+    return Machines(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), local=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeExpectation:
+    """What every node must be able to do.
+
+    Attributes:
+        code: the driver's ``code_version()``.
+        archive: must be readable.
+        output: must be writable, and must be the same place as the driver's.
+        token_name: a staging file that the driver published; a node that cannot see it has another OUTPUT.
+    """
+
+    code: str
+    archive: Storage
+    output: Publisher
+    bundle_sha256: str | None
+    token_name: str
+
+
+def check_node(expected: NodeExpectation, bundle: bytes | None) -> str | None:
+    """Runs on a node: what is wrong with it, or None."""
+    import hashlib
+
+    here = code_version()
+    if here != expected.code:
+        return f"runs cxr_ray {here}, the driver {expected.code}; install the same version on every node"
+    if bundle is not None and hashlib.sha256(bundle).hexdigest() != expected.bundle_sha256:
+        return "received a damaged weights bundle; check the network between the nodes"
+    try:
+        if not expected.archive.fs.exists(expected.archive.path):
+            return f"does not find the archive {expected.archive.url}; it must be on storage that every node reads"
+    except Exception as error:
+        return f"cannot read the archive {expected.archive.url} ({explain(error)}); give it credentials or access"
+    try:
+        if expected.output.read(expected.token_name) is None:
+            url = expected.output.storage.url
+            return f"sees another OUTPUT than the driver at {url}; use storage shared by all nodes"
+        expected.output.probe()
+    except CxrRayError as error:
+        return str(error)
+    except Exception as error:
+        return f"cannot read OUTPUT {expected.output.storage.url} ({explain(error)}); give it credentials or access"
+    return None
+
+
+def check_nodes(expected: NodeExpectation, bundle: bytes | None, seconds: float = CHECK_SECONDS) -> int:
+    """Check one node of every type; returns how many were checked.
+
+    Raises:
+        UsageError: naming the node and what is wrong with it, or that it did not answer in time.
+    """
+    nodes = _one_of_each_type()
+    reference = ray.put(bundle)
+    task = ray.remote(num_cpus=0, max_retries=1)(check_node)
+    waiting = {
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            expected, reference
+        ): node
+        for node in nodes
+    }
+    deadline = time.monotonic() + seconds
+    for answer, node in waiting.items():
+        name = node.get("NodeManagerHostname", "?")
+        try:
+            wrong = ray.get(answer, timeout=max(0.1, deadline - time.monotonic()))
+        except ray.exceptions.GetTimeoutError as error:
+            raise UsageError(
+                f"node {name} did not answer within {seconds:.0f} s; "
+                "check its network, the archive's and OUTPUT's endpoint"
+            ) from error
+        except ray.exceptions.RayError as error:
+            raise UsageError(
+                f"node {name} cannot run cxr_ray ({_last_line(error)}); install the same packages on every node"
+            ) from error
+        if wrong:
+            raise UsageError(f"node {name} {wrong}")
+    return len(nodes)
+
+
+def publish_token(output: Publisher) -> str:
+    """A file under staging by which nodes recognise the driver's OUTPUT; remove it with ``forget``."""
+    name = f"{STAGING_FOLDER}/node-check-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+    if not output.publish(name, b"cxr_ray"):
+        raise OutputError(f"OUTPUT {output.storage.url} cannot be written; choose another place")
+    return name
+
+
+def _one_of_each_type() -> list[dict[str, Any]]:
+    """One live node per combination of resource names and amounts (node and memory sizes aside)."""
+    kinds: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            amounts = {
+                name: amount
+                for name, amount in node["Resources"].items()
+                if not name.startswith("node:") and name not in ("memory", "object_store_memory")
+            }
+            kinds.setdefault(tuple(sorted(amounts.items())), node)
+    return list(kinds.values())
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,0 +1,107 @@
+"""Evidence maps and lung masks as the small PNGs of the score table (DESIGN section 4).
+
+Encoding serves the pipeline, decoding serves ``results``; both live here so that they cannot drift apart.
+NumPy and OpenCV only. For one version of OpenCV the bytes are a pure function of the values.
+
+On 13 real films both PNGs together take 0.5 ms to write; the heat map has 2.0 KB (median), the mask 1.3 KB.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cxr_ray.errors import NonfiniteScore, OutputError
+
+EVIDENCE_SHAPE: Final = (75, 85)
+MASK_SHAPE: Final = (300, 340)
+
+# The flags that gave the smallest file among those under 0.5 ms. The evidence map is smooth, so the Paeth
+# predictor helps; packed mask bits are not, so no filter. Level 9 would save 2 % and cost ten times as long.
+_HEAT_PNG: Final = (
+    (cv2.IMWRITE_PNG_COMPRESSION, 6),
+    (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_FILTERED),
+    (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_PAETH),
+)
+_MASK_PNG: Final = (
+    (cv2.IMWRITE_PNG_BILEVEL, 1),
+    (cv2.IMWRITE_PNG_COMPRESSION, 6),
+    (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT),
+    (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
+)
+
+
+def encode_heat_map(evidence_HW: NDArray[np.floating]) -> tuple[bytes, float, float]:
+    """Quantise an evidence map to 8 bits over its own range.
+
+    Args:
+        evidence_HW: ``[75, 85]``, any float type, in units of the ensemble map: positive class minus the mean
+            of the others.
+
+    Returns:
+        ``(png, heat_lo, heat_hi)``: an 8-bit grey PNG and the values of grey levels 0 and 255, both exactly
+        representable in float32. ``heat_lo == heat_hi`` says that the map is constant (all grey levels 0).
+
+    Raises:
+        NonfiniteScore: NaN or infinity in the map.
+        ValueError: another shape.
+    """
+    evidence_HW = np.asarray(evidence_HW, dtype=np.float32)
+    if evidence_HW.shape != EVIDENCE_SHAPE:
+        raise ValueError(f"expected an evidence map of shape {EVIDENCE_SHAPE}, got {evidence_HW.shape}")
+    lo, hi = float(evidence_HW.min()), float(evidence_HW.max())
+    if not (np.isfinite(lo) and np.isfinite(hi)):
+        raise NonfiniteScore("the evidence map holds NaN or infinite values")
+    span = hi - lo
+    # float64: in float32 the span of two huge values overflows and a tiny one loses the levels.
+    levels_HW = (evidence_HW.astype(np.float64) - lo) / span * 255.0 if span > 0 else np.zeros(EVIDENCE_SHAPE)
+    return _encode(np.rint(levels_HW).astype(np.uint8), _HEAT_PNG), lo, hi
+
+
+def decode_heat_map_png(png: bytes, heat_lo: float, heat_hi: float) -> NDArray[np.float32]:
+    """The evidence map ``[75, 85]`` float32 in its original units, to half a grey level of its range.
+
+    Raises:
+        OutputError: the bytes are no 8-bit PNG of 75 x 85.
+    """
+    levels_HW = _decode(png, EVIDENCE_SHAPE, "heat_map").astype(np.float64)
+    return (heat_lo + levels_HW * ((heat_hi - heat_lo) / 255.0)).astype(np.float32)
+
+
+def encode_lung_mask(mask_HW: NDArray[np.bool_]) -> bytes:
+    """A boolean mask ``[300, 340]`` (true = lung) as a 1-bit PNG, white = lung.
+
+    Raises:
+        ValueError: another shape or dtype.
+    """
+    mask_HW = np.asarray(mask_HW)
+    if mask_HW.shape != MASK_SHAPE or mask_HW.dtype != np.bool_:
+        raise ValueError(f"expected a bool mask of shape {MASK_SHAPE}, got {mask_HW.dtype} {mask_HW.shape}")
+    return _encode(mask_HW.astype(np.uint8) * np.uint8(255), _MASK_PNG)
+
+
+def decode_lung_mask_png(png: bytes) -> NDArray[np.bool_]:
+    """The lung mask ``[300, 340]`` bool, exactly as it was encoded.
+
+    Raises:
+        OutputError: the bytes are no PNG of 300 x 340.
+    """
+    return _decode(png, MASK_SHAPE, "lung_mask") > 127
+
+
+def _encode(grey_HW: NDArray[np.uint8], flags: tuple[tuple[int, int], ...]) -> bytes:
+    done, png = cv2.imencode(".png", grey_HW, [number for flag in flags for number in flag])
+    if not done:  # OpenCV reports a build without PNG this way; nothing about the image can cause it
+        raise RuntimeError("this build of OpenCV cannot write PNG; install opencv-python-headless")
+    return bytes(png.tobytes())
+
+
+def _decode(png: bytes, shape: tuple[int, int], column: str) -> NDArray[np.uint8]:
+    grey_HW = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE) if png else None
+    if grey_HW is None or grey_HW.shape != shape:
+        found = "no picture" if grey_HW is None else f"{grey_HW.shape[0]} x {grey_HW.shape[1]}"
+        raise OutputError(f"column {column}: expected a PNG of {shape[0]} x {shape[1]}, got {found}")
+    return np.asarray(grey_HW, dtype=np.uint8)

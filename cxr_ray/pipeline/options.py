@@ -1,0 +1,157 @@
+"""Options of the jobs: names, types and defaults, one docstring per field.
+
+``conf/score.yaml`` and ``conf/ingest.yaml`` carry the same names (held by a test), so that
+``python jobs/score.py --help`` and this page never drift apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from cxr_ray.errors import UsageError
+
+
+@dataclass(kw_only=True)
+class ManifestConfig:
+    """How to read ``archive=`` where it is a CSV or Parquet manifest."""
+
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our column name -> theirs, e.g. ``{uri: file, patient: patient_id}``."""
+    root: str | None = None
+    """URL that relative URIs start from; default: the manifest's own folder."""
+
+
+@dataclass(kw_only=True)
+class JobOptions:
+    """What ingest and score have in common."""
+
+    archive: str = MISSING
+    """What to read: directory, tar, tar.gz, zip, manifest or (score only) shards, on any fsspec URL."""
+    output: str = MISSING
+    """Where to write: a new place, or one that an earlier run of the same settings began."""
+    archive_options: dict[str, Any] = field(default_factory=dict)
+    """fsspec options of the archive (endpoint_url, key, secret, profile, anon, ...); never recorded."""
+    output_options: dict[str, Any] = field(default_factory=dict)
+    """fsspec options of OUTPUT; never recorded."""
+
+    # -- the plan --
+    limit: int | None = None
+    """Plan at most this many images in the generation planned now."""
+    extend: bool = True
+    """List the archive again after finishing what is planned, and append what is new."""
+    unit_size: int = 1000
+    """Most images of one part file, 1 to 1000; the first units of a generation are smaller."""
+    exclude: list[str] | None = None
+    """File names left out (globs); default: names that are clearly no images, such as ``*.csv``."""
+    manifest: ManifestConfig = field(default_factory=ManifestConfig)
+    """How to read a manifest."""
+    carry: list[str] = field(default_factory=list)
+    """Manifest columns to keep in the column ``carry``."""
+    dry_run: bool = False
+    """List and count, write nothing."""
+
+    # -- identity --
+    decode_policy: str = "corrected"
+    """``corrected``, ``published`` or ``windowed`` (DESIGN section 1)."""
+    keep_uri: bool = True
+    """Keep paths in table, plan and logs; false needs a key and ``plan_dir``."""
+    keep_year: bool = False
+    """Keep the study year."""
+    manifest_ids: str = "raw"
+    """``raw``: hash patient and study of the manifest; ``pseudonyms``: they are safe already."""
+    key_env: str | None = "CXR_RAY_KEY"
+    """Environment variable that holds the secret for patient, study and instance keys."""
+    key_file: str | None = None
+    """File that holds the secret; wins over ``key_env``."""
+
+    # -- execution: may change at every run --
+    plan_dir: str | None = None
+    """Folder of the plan; default OUTPUT. Needed, and kept private, with ``keep_uri=false``."""
+    plan_options: dict[str, Any] = field(default_factory=dict)
+    """fsspec options of ``plan_dir``."""
+    decode_tasks: int | None = None
+    """Decode tasks at a time; default: what the CPUs allow."""
+    max_bytes: int = 512 * 2**20
+    """Encoded bytes of one image beyond which it is quarantined as ``oversized``."""
+    max_pixels: int = 150_000_000
+    """Pixels of one image beyond which it is quarantined as ``oversized``."""
+    fencing: str = "create_only"
+    """``create_only``, or ``single_writer`` for stores without a create-only write."""
+    max_quarantined: float = 1.0
+    """Exit with 3 when a larger share was quarantined."""
+    progress_seconds: float = 5.0
+    """Seconds between progress lines."""
+    no_progress_seconds: float = 1800.0
+    """End the run with exit 1 when nothing happened for so long."""
+    ray_address: str | None = None
+    """Ray cluster to join; default: RAY_ADDRESS where set (a submitted job), else a local one."""
+
+
+@dataclass(kw_only=True)
+class IngestOptions(JobOptions):
+    """``jobs/ingest.py``: archive -> shards of preprocessed pixels and facts."""
+
+
+@dataclass(kw_only=True)
+class ScoreOptions(JobOptions):
+    """``jobs/score.py``: archive or shards -> score table."""
+
+    weights: str = "default"
+    """``default`` (the bundle shipped with the package), ``seeded`` (untrained: for trials only) or a URL."""
+    weights_options: dict[str, Any] = field(default_factory=dict)
+    """fsspec options of the bundle."""
+
+    # -- identity --
+    variant: str | None = None
+    """Optional variant of the paths: ``threshold`` or ``multiply``."""
+    dtype: str = "float32"
+    """Arithmetic of the networks."""
+    mask_style: str | None = None
+    """Which Module 1 of the bundle: ``v7`` or ``jms``; default: the bundle's choice."""
+    compute_batch: int | None = None
+    """Images per network call; default: OUTPUT's when continuing one, else by device."""
+    threads: int | None = None
+    """CPU threads of one scorer; default as for ``compute_batch``."""
+    min_lung_fraction: float = 0.08
+    """Below this share of lung the row is flagged ``lungs_small``."""
+
+    # -- execution --
+    actors: int | None = None
+    """Scorers at a time; default: one per GPU, else one per CPU."""
+
+
+def job_options(config: DictConfig, schema: type[JobOptions]) -> Any:
+    """Typed options of a composed Hydra config.
+
+    Raises:
+        UsageError: unknown names, wrong types, missing ``archive`` or ``output``, values out of range.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), config)
+        options = OmegaConf.to_object(merged)
+    except MissingMandatoryValue as error:
+        raise UsageError(f"{_name(error)} is missing; give archive=URL and output=URL") from error
+    except OmegaConfBaseException as error:
+        raise UsageError(f"option {_name(error)}: {str(error).splitlines()[0]}") from error
+    assert isinstance(options, schema)
+    for name in ("archive", "output"):
+        if not str(getattr(options, name)).strip():
+            raise UsageError(f"{name} is empty; give {name}=URL")
+    _in_range("unit_size", options.unit_size, 1, 1000)
+    _in_range("max_quarantined", options.max_quarantined, 0, 1)
+    if options.limit is not None:
+        _in_range("limit", options.limit, 1, 2**62)
+    return options
+
+
+def _in_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UsageError(f"{name} must lie between {low} and {high}, not {value}")
+
+
+def _name(error: OmegaConfBaseException) -> str:
+    return str(getattr(error, "full_key", None) or getattr(error, "key", None) or "?")

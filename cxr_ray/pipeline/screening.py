@@ -1,0 +1,333 @@
+"""One run over an archive: finish what is planned, plan what is new, publish it, count.
+
+Ingest and score share this; they differ in the ``Work`` they pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from cxr_ray.archives.inputs import image_id_of
+from cxr_ray.archives.listing import ListingReport, check_access, list_archive
+from cxr_ray.archives.manifest import ManifestOptions
+from cxr_ray.archives.storage import Storage
+from cxr_ray.errors import ArchiveError, RunFailed
+from cxr_ray.pipeline import summary
+from cxr_ray.pipeline.assignments import make_assignments
+from cxr_ray.pipeline.decode_unit import InputSettings
+from cxr_ray.pipeline.identity import Identity, check_identity, claim_identity
+from cxr_ray.pipeline.options import JobOptions
+from cxr_ray.pipeline.parts import PartFooter, published_units
+from cxr_ray.pipeline.plan import Plan, Unit, open_plan
+from cxr_ray.pipeline.planner import Listing, PlannedSource, commit_generation, select_new, spool_listing
+from cxr_ray.pipeline.publish import Publisher
+from cxr_ray.pipeline.resources import Resources
+from cxr_ray.pipeline.shard_source import list_shards
+from cxr_ray.pipeline.summary import Counts
+
+Say = Callable[[str], None]
+
+
+_LEFT_OUT = {
+    "excluded": "left out by name (exclude=)",
+    "not_regular": "links or special entries left out",
+    "rows_without_uri": "manifest rows without a uri left out",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a job does with its inputs.
+
+    Attributes:
+        identity: of OUTPUT; decides its kind.
+        settings: how to read and decode.
+        footer: of every part, unit and generation filled in later.
+        resources: share of the machines.
+        scorer: picklable factory of a scorer; None for ingest.
+        bundle: bytes that nodes check on arrival; None for ingest.
+    """
+
+    identity: Identity
+    settings: InputSettings
+    footer: PartFooter
+    resources: Resources
+    scorer: Callable[[], Any] | None = None
+    bundle: bytes | None = None
+    min_lung_fraction: float = 0.0
+
+
+@dataclass
+class Screening:
+    """One run of one job.
+
+    Attributes:
+        from_shards: the archive is an ingest OUTPUT.
+        ray_ready: Ray is running already (the job joined a cluster to learn its size).
+    """
+
+    options: JobOptions
+    archive: Storage
+    output: Publisher
+    plan_store: Publisher
+    work: Work
+    from_shards: bool
+    say: Say
+    ray_ready: bool = False
+    attempt: str = field(default_factory=summary.new_attempt)
+    seconds: dict[str, float] = field(default_factory=dict)
+    _checked: bool = False
+
+    def run(self) -> Counts:
+        """Carry the run to its end.
+
+        Raises:
+            UsageError: archive, OUTPUT, nodes or identity do not serve.
+            RunFailed: units remained unpublished.
+        """
+        with contextlib.ExitStack() as stack:
+            plan = open_plan(self.plan_store)
+            if self._open_units(plan):
+                self._make_ready(stack)
+                self._publish(plan)
+            if self.options.extend or not plan.generations:
+                if not plan.generations:
+                    self.check_archive()
+                    self._make_ready(stack)
+                plan = self._extend(plan, stack)
+        return self._finish(plan)
+
+    def check_archive(self) -> None:
+        """Refuse an archive that is not there, before anything else is started."""
+        check_access(self.archive)
+
+    def list_new(self, plan: Plan) -> Listing:
+        """List the archive and select what no generation holds yet."""
+        with self._timed("list"):
+            report = ListingReport()
+            listing = spool_listing(self._inputs(report), self.work.settings.privacy)
+            listing.report = {
+                name: count
+                for name, count in asdict(report).items()
+                if count and name not in ("listed", "containers")
+            }
+            select_new(listing, plan.image_ids(), self.options.limit)
+        return listing
+
+    # -- steps ----------------------------------------------------------------------------------------
+
+    def _inputs(self, report: ListingReport) -> Iterator[PlannedSource]:
+        if self.from_shards:
+            yield from list_shards(self.archive)
+            return
+        options = self.options
+        manifest = None
+        if options.manifest.columns or options.manifest.root or options.carry:
+            manifest = ManifestOptions(
+                columns=dict(options.manifest.columns), root=options.manifest.root, carry=tuple(options.carry)
+            )
+        extra = {} if options.exclude is None else {"exclude": tuple(options.exclude)}
+        key = self.work.settings.privacy.image_key
+        for source in list_archive(self.archive, manifest=manifest, report=report, **extra):
+            yield PlannedSource(
+                source=source, image_id=image_id_of(source, key), uri=source.uri, member=source.member
+            )
+
+    def _make_ready(self, stack: contextlib.ExitStack) -> None:
+        """Probe OUTPUT, start Ray, check the nodes; once per run."""
+        from cxr_ray.pipeline import cluster
+
+        if self._checked:
+            return
+        self._checked = True
+
+        with self._timed("start"):
+            self.output.probe()
+            if self.plan_store.storage.url != self.output.storage.url:
+                self.plan_store.probe()
+            if not self.ray_ready:
+                local_cpus = self.work.resources.local_cpus
+                stack.enter_context(cluster.ray_session(self.options.ray_address, local_cpus))
+                self.ray_ready = True
+            empty = self.output.is_empty()
+            token = cluster.publish_token(self.output)
+            try:
+                bundle = self.work.bundle
+                expected = cluster.NodeExpectation(
+                    code=self.work.footer.code_version,
+                    archive=self.archive,
+                    output=self.output,
+                    bundle_sha256=hashlib.sha256(bundle).hexdigest() if bundle is not None else None,
+                    token_name=token,
+                )
+                checked = cluster.check_nodes(expected, bundle)
+            finally:
+                self.output.forget(token, remove_folder=empty)
+        self.say(
+            f"checked {checked} node type{'s' if checked != 1 else ''}: code, archive and OUTPUT are in order"
+        )
+
+    def _extend(self, plan: Plan, stack: contextlib.ExitStack) -> Plan:
+        """Commit a generation of what is new, and publish it."""
+        listing = self.list_new(plan)
+        try:
+            if not len(listing.ids):
+                left_out = listing.report.get("excluded", 0)
+                also = f" ({left_out} files were left out by name, see exclude=)" if left_out else ""
+                raise ArchiveError(f"the archive {self.archive.url} holds no images{also}; check archive=")
+            if not listing.images:
+                return plan
+            self._make_ready(stack)
+            claim_identity(self.output, self.work.identity)
+            if self.plan_store.storage.url != self.output.storage.url:
+                claim_identity(self.plan_store, self.work.identity)
+            with self._timed("plan"):
+                won = commit_generation(
+                    self.plan_store,
+                    plan,
+                    listing,
+                    attempt=self.attempt,
+                    identity=self.work.identity.hash,
+                    largest=self.options.unit_size,
+                )
+            plan = open_plan(self.plan_store)
+            check_identity(self._identity_of(plan), self.work.identity, self.output.storage.url)
+            self._say_planned(plan, listing, won)
+        finally:
+            listing.close()
+        self._publish(plan)
+        return plan
+
+    def _identity_of(self, plan: Plan) -> Identity | None:
+        from cxr_ray.pipeline.identity import read_identity
+
+        return read_identity(plan.publisher)
+
+    def _say_planned(self, plan: Plan, listing: Listing, won: bool) -> None:
+        last = plan.generations[-1]
+        notes = []
+        if not won:
+            notes.append("planned by another driver")
+        repeated = listing.repeated + listing.report.get("repeated_rows", 0)
+        if repeated:
+            notes.append(f"{repeated:,} repeated rows are planned once")
+        for name, meaning in _LEFT_OUT.items():
+            if listing.report.get(name):
+                notes.append(f"{listing.report[name]:,} {meaning}")
+        tail = f"; {'; '.join(notes)}" if notes else ""
+        self.say(f"planned {last['images']:,} images in {last['units']:,} units{tail}")
+
+    def _open_units(self, plan: Plan) -> list[Unit]:
+        done = published_units(self.output, self.work.identity.kind)
+        return [unit for unit in plan.units() if unit.unit_id not in done]
+
+    def _publish(self, plan: Plan) -> None:
+        """Run the graph over the open units until every one has its part."""
+        from cxr_ray.pipeline.progress import ProgressBoard, ProgressPrinter
+        from cxr_ray.pipeline.stream import Stages, run_assignments
+
+        open_units = self._open_units(plan)
+        if not open_units:
+            return
+        waiting = sum(unit.images for unit in open_units)
+        stages = Stages(
+            plan=self.plan_store,
+            output=self.output,
+            settings=self.work.settings,
+            kind=self.work.identity.kind,
+            footer=replace(self.work.footer, attempt=self.attempt),
+            scorer=self.work.scorer,
+            min_lung_fraction=self.work.min_lung_fraction,
+        )
+        board = ProgressBoard.remote()  # type: ignore[attr-defined]  # made by ray.remote
+        with (
+            self._timed("run"),
+            ProgressPrinter(
+                board,
+                total=plan.images,
+                before=plan.images - waiting,
+                scoring=self.work.scorer is not None,
+                every=self.options.progress_seconds,
+            ),
+        ):
+            records = run_assignments(
+                make_assignments(open_units),
+                stages,
+                self.work.resources,
+                board=board,
+                no_progress_seconds=self.options.no_progress_seconds,
+            )
+            published = {record.unit_id for record in _explained(records)}
+        lost = [unit.unit_id for unit in open_units if unit.unit_id not in published]
+        if lost:
+            raise RunFailed(
+                f"{len(lost)} units were not published ({', '.join(lost[:5])} ...); run the same command again"
+            )
+
+    def _finish(self, plan: Plan) -> Counts:
+        with self._timed("count"):
+            counts = summary.count_rows(self.output, plan, self.work.identity.kind)
+        record = {
+            "attempt": self.attempt,
+            "identity": self.work.identity.hash,
+            "kind": self.work.identity.kind,
+            "complete": counts.complete,
+            "planned": counts.planned,
+            self.work.identity.kind_verb: counts.kept,
+            "quarantined": counts.quarantined,
+            "reasons": counts.reasons,
+            "generations": len(plan.generations),
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+        }
+        keep_uri = self.work.settings.privacy.keep_uri
+        summary.write_attempt(
+            self.output,
+            self.attempt,
+            record
+            | {
+                "options": summary.recordable(self.options, keep_uri=keep_uri),
+                "versions": summary.versions(),
+                "code_version": self.work.footer.code_version,
+                "resources": vars(self.work.resources),
+            },
+        )
+        summary.write_run(self.output, record)
+        return counts
+
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+
+
+def _explained(records: Iterator[Any]) -> Iterator[Any]:
+    """Turn what Ray raises into ``RunFailed`` with the cause in one sentence."""
+    from cxr_ray.errors import CxrRayError
+
+    try:
+        yield from records
+    except CxrRayError:
+        raise
+    except Exception as error:  # Ray wraps a worker's exception in several layers of its own
+        raise RunFailed(
+            f"the run stopped: {_root_cause(error)}; nothing is lost, run the same command again"
+        ) from error
+
+
+def _root_cause(error: BaseException) -> str:
+    seen: BaseException = error
+    while True:
+        inner = getattr(seen, "cause", None) or seen.__cause__
+        if not isinstance(inner, BaseException) or inner is seen:
+            break
+        seen = inner
+    lines = [line.strip() for line in str(seen).splitlines() if line.strip()]
+    return f"{type(seen).__name__}: {lines[-1] if lines else ''}".rstrip(": ")

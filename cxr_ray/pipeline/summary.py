@@ -1,0 +1,113 @@
+"""What a run leaves behind beside the parts: ``runs/<attempt>.json`` once, and the derived ``run.json``."""
+
+from __future__ import annotations
+
+import json
+import platform
+import secrets
+import time
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+
+from cxr_ray.pipeline.parts import folder_of, part_name
+from cxr_ray.pipeline.plan import Plan
+from cxr_ray.pipeline.publish import Publisher
+from cxr_ray.shards import QUARANTINED
+
+RUNS_FOLDER = "runs"
+RUN_FILE = "run.json"
+
+_PACKAGES = (
+    "cxr_ray", "torch", "numpy", "kymatio", "scipy", "opencv-python-headless", "pillow", "pydicom", "python-gdcm",
+    "pyarrow", "fsspec", "s3fs", "ray", "hydra-core",
+)  # fmt: skip
+
+#: Options whose values may be secrets; the names are recorded, the values never.
+_SECRET_OPTIONS = ("archive_options", "output_options", "weights_options", "plan_options")
+_PATH_OPTIONS = ("archive", "plan_dir", "key_file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """The table in numbers. ``kept``: rows with a score (or, in shards, with pixels)."""
+
+    planned: int
+    kept: int
+    quarantined: int
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned image is a row."""
+        return self.planned == self.kept + self.quarantined
+
+
+def new_attempt() -> str:
+    """Name of one run of a job: UTC time and a random tail."""
+    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(4)}"
+
+
+def count_rows(publisher: Publisher, plan: Plan, kind: str) -> Counts:
+    """Count the published rows by status and reason, from the parts of the planned units."""
+    present = set(publisher.names(folder_of(kind)))
+    parts = [
+        publisher.path(part_name(kind, unit.unit_id))
+        for unit in plan.units()
+        if part_name(kind, unit.unit_id).rsplit("/", 1)[-1] in present
+    ]
+    if not parts:
+        return Counts(planned=plan.images, kept=0, quarantined=0)
+    filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(publisher.storage.fs))
+    dataset = pads.dataset(parts, format="parquet", filesystem=filesystem)
+    table = dataset.to_table(columns=["status", "reason"])
+    quarantined = pc.sum(pc.equal(table.column("status"), QUARANTINED)).as_py() or 0
+    reasons = {
+        entry["values"]: entry["counts"]
+        for entry in pc.value_counts(table.column("reason")).to_pylist()
+        if entry["values"] is not None
+    }
+    return Counts(
+        planned=plan.images,
+        kept=table.num_rows - quarantined,
+        quarantined=quarantined,
+        reasons=dict(sorted(reasons.items())),
+    )
+
+
+def recordable(options: Any, *, keep_uri: bool) -> dict[str, Any]:
+    """Resolved options without any value that may be a secret, or a path where paths are private."""
+    record = asdict(options)
+    for name in _SECRET_OPTIONS:
+        if record.get(name):
+            record[name] = dict.fromkeys(record[name], "(not recorded)")
+    if not keep_uri:
+        for name in _PATH_OPTIONS:
+            if record.get(name):
+                record[name] = "(not recorded)"
+    return record
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide pixels, scores or files."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_attempt(publisher: Publisher, attempt: str, record: dict[str, Any]) -> None:
+    """Publish ``runs/<attempt>.json`` (once)."""
+    publisher.publish(f"{RUNS_FOLDER}/{attempt}.json", json.dumps(record, indent=2).encode() + b"\n")
+
+
+def write_run(publisher: Publisher, record: dict[str, Any]) -> None:
+    """Replace the derived ``run.json``."""
+    publisher.replace(RUN_FILE, json.dumps(record, indent=2).encode() + b"\n")

@@ -1,0 +1,39 @@
+"""Resources: scorers never take every logical CPU (the silent hang of ray-project/ray#44687)."""
+
+from __future__ import annotations
+
+import pytest
+
+from cxr_ray.errors import UsageError
+from cxr_ray.pipeline.resources import share
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 4, 16, 64])
+@pytest.mark.parametrize("gpus", [0, 1, 8])
+@pytest.mark.parametrize("local", [True, False])
+def test_a_decode_and_a_write_task_always_fit_beside_the_scorers(cpus: int, gpus: int, local: bool) -> None:
+    found = share(cpus=cpus, gpus=gpus, local=local, scoring=True, actors=None, decode_tasks=None)
+    total = found.local_cpus if local else cpus
+    assert found.actors >= 1
+    assert found.actors * found.actor_cpus + found.decode_cpus + found.publish_cpus <= total
+    assert found.decode_tasks >= 1
+
+
+def test_one_scorer_per_cpu_locally_and_per_gpu_where_there_are_some() -> None:
+    assert share(cpus=2, gpus=0, local=True, scoring=True, actors=None, decode_tasks=None).actors == 2
+    found = share(cpus=16, gpus=2, local=True, scoring=True, actors=None, decode_tasks=None)
+    assert (found.device, found.actors, found.actor_gpus) == ("cuda", 2, 1.0)
+
+
+def test_a_cluster_keeps_one_cpu_free() -> None:
+    assert share(cpus=4, gpus=0, local=False, scoring=True, actors=None, decode_tasks=None).actors == 3
+    with pytest.raises(UsageError, match="actors=4 does not fit"):
+        share(cpus=4, gpus=0, local=False, scoring=True, actors=4, decode_tasks=None)
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_ingest_needs_no_scorer(local: bool) -> None:
+    found = share(cpus=2, gpus=1, local=local, scoring=False, actors=None, decode_tasks=None)
+    assert found.actors == 0
+    total = found.local_cpus if local else 2
+    assert found.decode_tasks * found.decode_cpus + found.publish_cpus <= total
