@@ -1,0 +1,26 @@
+"""Fixtures of the end-to-end tests: an archive of phantoms, and its table made by the real command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from end_to_end.commands import score, write_films
+
+
+@pytest.fixture(scope="session")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of twelve phantoms and one broken file."""
+    folder = tmp_path_factory.mktemp("films")
+    write_films(folder, 12)
+    (folder / "broken.png").write_bytes((folder / "film-000.png").read_bytes()[:2000])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scored_films(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """OUTPUT of a job over ``films``; tests must not change it."""
+    output = tmp_path_factory.mktemp("scored") / "out"
+    score(films, output)
+    return output

@@ -1,0 +1,89 @@
+"""The same films in every container, through ingest or directly: equal rows, bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from end_to_end.commands import by_content, read_table, run_job, score
+
+
+def pack(kind: str, films: Path, target: Path) -> Path:
+    """``films`` as one archive of the given kind."""
+    members = sorted(films.iterdir())
+    if kind == "zip":
+        path = target / "films.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for member in members:
+                archive.write(member, member.name)
+    elif kind == "manifest":
+        path = target / "films.csv"
+        with open(path, "w", newline="") as handle:
+            writer = csv.writer(handle)
+            writer.writerow(["uri", "patient", "label", "ward"])
+            writer.writerows([str(member), f"P{i % 4}", "covid", "7b"] for i, member in enumerate(members))
+    else:
+        path = target / f"films.{kind}"
+        with tarfile.open(path, "w:gz" if kind == "tar.gz" else "w") as archive:
+            for member in members:
+                archive.add(member, member.name)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "manifest"])
+def test_container_gives_the_same_rows(kind: str, films: Path, scored_films: Path, tmp_path: Path) -> None:
+    options = ["carry=[ward]"] if kind == "manifest" else []
+    # Another number of scorers and of read tasks must not matter either.
+    score(
+        pack(kind, films, tmp_path), tmp_path / "out", "actors=1", "decode_tasks=1", "unit_size=5", *options
+    )
+    table = read_table(tmp_path / "out" / "scores")
+    assert by_content(table) == by_content(read_table(scored_films / "scores"))
+    if kind == "manifest":
+        assert set(table.column("label").to_pylist()) == {"covid"}
+        assert table.column("carry").to_pylist()[0] == [("ward", "7b")]
+        # No key was given, so the raw patient of the manifest must not appear anywhere.
+        assert table.column("patient_key").null_count == table.num_rows
+    else:
+        assert set(table.column("member").to_pylist()) == {path.name for path in films.iterdir()}
+
+
+def test_shards_give_the_same_rows(films: Path, scored_films: Path, tmp_path: Path) -> None:
+    done = run_job("ingest", f"archive={films}", f"output={tmp_path}/shards")
+    assert done.code == 0, done.err[-2000:]
+    assert (done.summary["ready"], done.summary["quarantined"]) == (12, 1)
+    shard = read_table(tmp_path / "shards" / "shards")
+    assert {len(pixels) for pixels in shard.column("pixels").to_pylist() if pixels} == {300 * 340}
+    score(tmp_path / "shards", tmp_path / "out")
+    ours, direct = (read_table(folder / "scores") for folder in (tmp_path / "out", scored_films))
+    assert by_content(ours) == by_content(direct)
+    for name in ("image_id", "uri", "member"):
+        assert ours.column(name).to_pylist() == direct.column(name).to_pylist()
+
+
+def test_a_broken_container_keeps_what_came_before(films: Path, tmp_path: Path) -> None:
+    whole = pack("tar.gz", films, tmp_path).read_bytes()
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive" / "cut.tar.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "archive" / "noise.tar").write_bytes(b"no tar at all" * 100)
+    score(tmp_path / "archive", tmp_path / "out")
+    rows = read_table(tmp_path / "out" / "scores").to_pylist()
+    reasons = [row["reason"] for row in rows if row["member"] is None]
+    assert sorted(reasons) == ["container_truncated", "container_unreadable"]
+    assert sum(row["status"] == "scored" for row in rows) >= 3
+
+
+def test_identities_differ_between_settings_only(films: Path, scored_films: Path, tmp_path: Path) -> None:
+    score(films, tmp_path / "out", "compute_batch=3", "threads=2")
+    other, base = (read_table(folder / "scores") for folder in (tmp_path / "out", scored_films))
+    assert set(other.column("identity").to_pylist()) != set(base.column("identity").to_pylist())
+    for left, right in zip(by_content(other), by_content(base), strict=True):
+        if left["p_covid"] is not None:
+            assert left["p_covid"] == pytest.approx(right["p_covid"], abs=1e-5)
+    footer = pq.read_metadata(next((tmp_path / "out" / "scores").iterdir())).metadata[b"cxr_ray"]
+    assert b'"compute_batch": 3' in footer
