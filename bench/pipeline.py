@@ -159,7 +159,7 @@ def make_shards(folder: Path, images: int) -> str:
         footer = PartFooter(
             identity=identity.hash, unit_id=f"g00000-u{start // 1000:06d}", generation=0, attempt="bench",
             code_version="bench", device="cpu", compute_batch=None, threads=None, dtype=None, weights=None,
-            decode_policy="corrected",
+            decode_policy="corrected", calibration_id=None, fencing="create_only",
         )  # fmt: skip
         publish_part(publisher, table_of(rows), KIND_SHARDS, footer)
     return str(folder)

@@ -41,6 +41,12 @@ class ChangedInput(InputError):
     code = "changed"
 
 
+class AccessDenied(InputError):
+    """This one file may not be read (its own mode, or cold storage), while the archive around it may."""
+
+    code = "access_denied"
+
+
 class EmptyInput(InputError):
     """Zero bytes."""
 

@@ -31,6 +31,10 @@ DEFAULT_COMPUTE_BATCH = {"cpu": 1, "cuda": 64}
 the GPU figure is a guess that nobody has measured yet."""
 DEFAULT_THREADS = 1
 """Torch threads per process: more processes use a machine better than more threads."""
+DTYPES = ("float32",)
+"""Arithmetic on offer: only IEEE float32 keeps parity with the published scores."""
+VARIANTS: tuple[str, ...] = get_args(Variant)
+"""The optional variants of the published code."""
 PADDING_GREY = 128
 LUNG_PROBABILITY = 0.5
 """Probability above which a pixel counts into ``lung_fraction``."""
@@ -111,7 +115,7 @@ class Scorer:
         self.threads = _check_count("threads", DEFAULT_THREADS if threads is None else threads)
         self.mask_style = meta.mask_style if mask_style is None else mask_style
         self.quantise_mask = quantise_mask
-        if dtype != "float32":
+        if dtype not in DTYPES:
             raise UsageError(
                 f"dtype={dtype} is not offered: only float32 keeps parity with the published scores"
             )
@@ -255,8 +259,8 @@ def _check_device(device: str | torch.device) -> torch.device:
 
 
 def _check_variant(variant: str | None) -> Variant | None:
-    if variant is not None and variant not in get_args(Variant):
-        raise UsageError(f"variant={variant} is unknown; use one of {list(get_args(Variant))} or none")
+    if variant is not None and variant not in VARIANTS:
+        raise UsageError(f"variant={variant} is unknown; use one of {list(VARIANTS)} or none")
     return variant  # type: ignore[return-value]
 
 

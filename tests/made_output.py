@@ -105,6 +105,8 @@ def make_output(
             threads=1,
             dtype="float32",
             weights="made for tests",
+            calibration_id=None,
+            fencing="create_only",
             decode_policy="corrected",
         )
         publish_part(publisher, table, identity.kind, footer)

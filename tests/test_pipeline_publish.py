@@ -61,15 +61,40 @@ def test_probe_leaves_nothing_behind(storage: Storage) -> None:
     assert not storage.fs.exists(storage.path)
 
 
-def test_probe_refuses_a_store_that_accepts_a_name_twice() -> None:
-    # fsspec's memory store has mode="create" but not as one step; a store that ignores it is this:
+def test_probe_refuses_a_store_that_accepts_a_name_twice(tmp_path: Path) -> None:
     class Forgetful(Publisher):
         def publish(self, name: str, data: bytes) -> bool:
+            self.storage.fs.makedirs(self.path("staging"), exist_ok=True)
             self.storage.fs.pipe_file(self.path(name), data)
             return True
 
-    with pytest.raises(OutputError, match="fencing=single_writer"):
-        Forgetful(open_storage("memory://forgetful/out")).probe()
+    with pytest.raises(OutputError, match=r"the second writer was accepted.*fencing=single_writer"):
+        Forgetful(open_storage(str(tmp_path / "forgetful"))).probe()
+    assert not (tmp_path / "forgetful").exists()
+
+
+def test_probe_refuses_stores_of_which_nothing_is_known() -> None:
+    # fsspec gives every store a "create" that looks first and writes then, which is not one step.
+    with pytest.raises(OutputError, match=r"memory://.*fencing=single_writer"):
+        Publisher(open_storage("memory://somewhere/out")).probe()
+    Publisher(open_storage("memory://somewhere/out"), SINGLE_WRITER).probe()
+
+
+def test_probing_does_not_disturb_a_writer(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path / "out"))
+    stop = threading.Event()
+
+    def probe_on() -> None:
+        while not stop.is_set():
+            Publisher(storage).probe()
+
+    prober = threading.Thread(target=probe_on)
+    prober.start()
+    try:
+        assert all(Publisher(storage).publish(f"scores/{number}", b"x") for number in range(300))
+    finally:
+        stop.set()
+        prober.join()
 
 
 def test_probe_refuses_an_unwritable_folder(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def footer(**changes: Any) -> PartFooter:
     values: dict[str, Any] = {
         "identity": "i" * 64, "unit_id": "g00000-u000000", "generation": 0, "attempt": "a", "code_version": "c",
         "device": "cpu", "compute_batch": 1, "threads": 1, "dtype": "float32", "weights": "w",
-        "decode_policy": "corrected",
+        "decode_policy": "corrected", "calibration_id": None, "fencing": "create_only",
     }  # fmt: skip
     return PartFooter(**values | changes)
 

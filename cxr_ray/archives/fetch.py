@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from cxr_ray.archives import s3
 from cxr_ray.archives.storage import Storage, explain
-from cxr_ray.errors import ChangedInput, CxrRayError, MissingInput, StorageReadError
+from cxr_ray.errors import AccessDenied, ChangedInput, CxrRayError, MissingInput, StorageReadError
 
 # At 100 MB/s and 50 ms a request, reading on through 4 MiB costs as much as a new request: a nearer place is
 # reached by reading on, a farther one by a small request of its own.
@@ -54,6 +54,8 @@ def input_errors() -> Iterator[None]:
     except IsADirectoryError as error:
         raise ChangedInput("A directory is where the planned file was.") from error
     except Exception as error:
+        if s3.error_code(error) == "InvalidObjectState":
+            raise AccessDenied("The object is in cold storage; restore it to read it.") from error
         # Filesystem packages share no base class for "the network failed"; whatever is none of the cases
         # above must not be blamed on the input.
         raise StorageReadError(f"The archive cannot be read: {explain(error)}.") from error
@@ -111,7 +113,7 @@ def read_whole(storage: Storage, path: str, version: str | None) -> bytes:
     with input_errors():
         if storage.is_local:
             before = check_version(storage, path, version)
-            with open(path, "rb") as file:
+            with _openable(path) as file:
                 data = file.read()
                 after = local_facts(os.fstat(file.fileno()))
             if before != after or len(data) != after.size:
@@ -121,6 +123,14 @@ def read_whole(storage: Storage, path: str, version: str | None) -> bytes:
             return s3.get_object(storage.fs, path, etag=version)
         check_version(storage, path, version)
         return bytes(storage.fs.cat_file(path))
+
+
+def _openable(path: str) -> BinaryIO:
+    """Open a file that is there (its status was read): a refusal now is this file's own."""
+    try:
+        return open(path, "rb")
+    except PermissionError as error:
+        raise AccessDenied("The account that runs the job may not read this file.") from error
 
 
 def read_range(storage: Storage, path: str, version: str | None, start: int, end: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -51,7 +53,17 @@ def joins_cluster(address: str | None) -> bool:
 
 def local_machines(gpus: int) -> Machines:
     """This machine, when a local Ray is to be started on it."""
-    return Machines(cpus=float(len(os.sched_getaffinity(0))), gpus=float(gpus), local=True)
+    return Machines(cpus=float(available_cpus()), gpus=float(gpus), local=True)
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use: its affinity, within the container's quota (cgroup version 2)."""
+    cpus = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return cpus if quota == "max" else max(1, min(cpus, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such limit here
+        return cpus
 
 
 @contextmanager
@@ -65,7 +77,7 @@ def ray_session(address: str | None, local_cpus: int | None) -> Iterator[None]:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     common: dict[str, Any] = {
-        "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
+        "runtime_env": {"env_vars": _free_of_the_jobs(WORKER_ENVIRONMENT)},
         "log_to_driver": False,
         "logging_level": "ERROR",
     }
@@ -85,11 +97,22 @@ def ray_session(address: str | None, local_cpus: int | None) -> Iterator[None]:
         raise UsageError(
             f"no Ray cluster answers at {address or os.environ.get('RAY_ADDRESS')}; check ray_address or RAY_ADDRESS"
         ) from error
+    except ValueError as error:  # quotes the whole runtime_env, environment variables included
+        raise UsageError(
+            "Ray refuses the job's runtime_env together with ours; submit it without env_vars"
+        ) from error
     _exit_on_sigterm()  # after ray.init, which sets a handler of its own
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _free_of_the_jobs(variables: dict[str, str]) -> dict[str, str]:
+    """``variables`` that the submitted job's own runtime_env does not set: Ray refuses any it sets, too."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    taken = ((job.get("runtime_env") or {}).get("env_vars") or {}).keys()
+    return {name: value for name, value in variables.items() if name not in taken}
 
 
 def _exit_on_sigterm() -> None:

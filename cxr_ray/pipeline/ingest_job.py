@@ -56,7 +56,9 @@ def run_ingest(options: IngestOptions) -> int:
             threads=None,
             dtype=None,
             weights=None,
+            calibration_id=None,
             decode_policy=options.decode_policy,
+            fencing=options.fencing,
         )
         work = Work(identity=identity, settings=job.settings, footer=footer, resources=resources)
         screening = Screening(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 from cxr_ray.archives.storage import Storage, open_storage
 from cxr_ray.decode import DECODE_POLICIES, DECODE_VERSION
 from cxr_ray.errors import UsageError
+from cxr_ray.pipeline.binding import check_binding
 from cxr_ray.pipeline.decode_unit import InputSettings
-from cxr_ray.pipeline.identity import Identity, read_identity
+from cxr_ray.pipeline.identity import Identity, check_identity, read_identity
 from cxr_ray.pipeline.options import JobOptions
 from cxr_ray.pipeline.plan import open_plan
 from cxr_ray.pipeline.privacy import resolve_privacy
@@ -79,12 +81,19 @@ def open_job(options: JobOptions, kind: str) -> Job:
         if not options.keep_uri:
             _keep_apart(output.storage, plan_store.storage, "plan_dir")
     existing = _reachable("OUTPUT", read_identity, output)
+    if plan_store is not output:
+        _keep_apart(archive, plan_store.storage, "plan_dir")
+        planned = _reachable("plan_dir", read_identity, plan_store)
+        if planned is not None and existing is not None:
+            check_identity(planned, existing, plan_store.storage.url)
+    _reachable("the plan", lambda place: check_binding(output, place), plan_store)
     shards = _reachable("the archive", shards_identity, archive)
-    if options.keep_uri and existing is None and shards is None and privacy.key is None and options.key_env:
-        print(
-            f"note: no key ({options.key_env} is not set), so patient_key, study_key and instance_key stay empty "
-            "and grouping by patient is off",
-            flush=True,
+    if shards is not None:
+        _agree_with_shards(options, shards)
+    elif privacy.key is None:
+        _say(
+            f"note: no key ({options.key_env or 'key_env'} is not set), so patient_key, study_key and "
+            "instance_key stay empty and grouping by patient is off"
         )
     return Job(
         archive=archive,
@@ -164,6 +173,7 @@ def _reachable(name: str, read: Any, place: Any) -> Any:
     from cxr_ray.errors import CxrRayError
 
     try:
+        (place if isinstance(place, Storage) else place.storage).quick_probe()
         return read(place)
     except CxrRayError:
         raise
@@ -174,11 +184,32 @@ def _reachable(name: str, read: Any, place: Any) -> Any:
         ) from error
 
 
+def _agree_with_shards(options: JobOptions, shards: Identity) -> None:
+    """Shards were decoded and made private when they were made; an option that says otherwise is refused."""
+    privacy = shards.document["privacy"]
+    made_with = {
+        "decode_policy": shards.document["preprocessing"].rsplit("/", 1)[-1],
+        **{name: privacy[name] for name in ("keep_uri", "keep_year", "manifest_ids")},
+    }
+    for name, value in made_with.items():
+        wanted = getattr(options, name)
+        if wanted not in (value, JobOptions.__dataclass_fields__[name].default):
+            raise UsageError(f"the shards were made with {name}={value}; ingest again for {name}={wanted}")
+    for name in ("carry", "exclude"):
+        if getattr(options, name):
+            raise UsageError(f"{name}= belongs to jobs/ingest.py; these shards are made already")
+
+
 def _keep_apart(outer: Storage, inner: Storage, name: str) -> None:
     """OUTPUT inside the archive would list itself at the next run; a private plan inside OUTPUT would leak."""
-    outer_url, inner_url = outer.url.rstrip("/") + "/", inner.url.rstrip("/") + "/"
+    # The archive may be a single file, and a local path may go through links.
+    outer_url, inner_url = (_resolved(storage) + "/" for storage in (outer, inner))
     if inner_url.startswith(outer_url):
         raise UsageError(f"{name} {inner.url} lies inside {outer.url}; choose a place outside it")
+
+
+def _resolved(storage: Storage) -> str:
+    return os.path.realpath(storage.path) if storage.is_local else storage.url.rstrip("/")
 
 
 def _say(line: str) -> None:

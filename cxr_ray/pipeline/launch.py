@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from cxr_ray.archives.storage import explain
 from cxr_ray.errors import CxrRayError, UsageError
 from cxr_ray.pipeline.job import EXIT_FAILED, EXIT_USAGE
 from cxr_ray.pipeline.options import JobOptions, job_options
@@ -30,7 +32,7 @@ def launch(main: Callable[[], Any]) -> None:
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
-        _leave(_first_line(error), EXIT_USAGE)
+        _leave(refusal(error), EXIT_USAGE)
 
 
 def open_mapping(argument: str) -> str:
@@ -44,18 +46,37 @@ def run_job(config: Any, schema: type[JobOptions], run: Callable[[Any], int]) ->
     Every error ends here, inside Hydra's call: an error that passes through Hydra is printed together
     with all overrides, credentials included.
     """
+    keep_paths = True
     try:
-        code = run(job_options(config, schema))
-    except UsageError as error:
-        _leave(str(error), EXIT_USAGE)
+        options = job_options(config, schema)
+        keep_paths = options.keep_uri
+        code = run(options)
     except CxrRayError as error:
-        _leave(str(error), EXIT_FAILED)
+        code = EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
+        _leave(str(error) if keep_paths else without_paths(str(error)), code)
     except KeyboardInterrupt:
         _leave("interrupted; nothing is lost, run the same command again", EXIT_FAILED)
-    except Exception:  # a bug of ours: show it whole
-        traceback.print_exc()
-        raise SystemExit(EXIT_FAILED) from None
+    except Exception as error:
+        if is_storage_error(error):
+            _leave(
+                f"the storage failed ({explain(error)}); nothing is lost, run the same command again",
+                EXIT_FAILED,
+            )
+        if keep_paths:
+            traceback.print_exc()  # a bug of ours: show it whole
+        _leave(f"an unexpected {type(error).__name__}; please report it", EXIT_FAILED)
     raise SystemExit(code)
+
+
+def is_storage_error(error: BaseException) -> bool:
+    """Whether an exception comes from a file system or a storage client."""
+    clients = {"botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs"}
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in clients
+
+
+def without_paths(message: str) -> str:
+    """A message for ``keep_uri=false``: addresses, paths and quoted names withheld."""
+    return re.sub(r"\w+://\S+|(?<!\w)[~.]*/\S+|'[^']*'", "(withheld)", message)
 
 
 def _leave(sentence: str, code: int) -> NoReturn:
@@ -63,6 +84,15 @@ def _leave(sentence: str, code: int) -> NoReturn:
     raise SystemExit(code) from None
 
 
-def _first_line(error: BaseException) -> str:
+def refusal(error: BaseException) -> str:
+    """One sentence that names the option and never quotes its value, which may be a secret."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    first = lines[0] if lines else type(error).__name__
+    quoted = re.search(r"[+~]*([\w.@/]+)=", str(getattr(error, "override", None) or first))
+    if quoted is None:
+        return f"{first} (options: docs/reference/options.md)"
+    name = quoted[1]
+    return (
+        f"the value of {name} cannot be read; put values with commas, spaces, quotes or equals signs in "
+        f"quotes inside the shell's quotes, \"{name}='...'\", or pass a variable: '{name}=${{oc.env:NAME}}'"
+    )

@@ -136,16 +136,30 @@ def job_options(config: DictConfig, schema: type[JobOptions]) -> Any:
     except MissingMandatoryValue as error:
         raise UsageError(f"{_name(error)} is missing; give archive=URL and output=URL") from error
     except OmegaConfBaseException as error:
-        raise UsageError(f"option {_name(error)}: {str(error).splitlines()[0]}") from error
+        # The text of the error may quote the value, and a storage option may be a secret.
+        raise UsageError(
+            f"option {_name(error)} has a value of the wrong kind; see docs/reference/options.md"
+        ) from error
     assert isinstance(options, schema)
     for name in ("archive", "output"):
         if not str(getattr(options, name)).strip():
             raise UsageError(f"{name} is empty; give {name}=URL")
     _in_range("unit_size", options.unit_size, 1, 1000)
     _in_range("max_quarantined", options.max_quarantined, 0, 1)
-    if options.limit is not None:
-        _in_range("limit", options.limit, 1, 2**62)
+    _in_range("progress_seconds", options.progress_seconds, 0.1, 3600)
+    _in_range("no_progress_seconds", options.no_progress_seconds, 10, 10**6)
+    for name in ("limit", "decode_tasks", "max_bytes", "max_pixels"):
+        _at_least_one(name, getattr(options, name))
+    if isinstance(options, ScoreOptions):
+        _in_range("min_lung_fraction", options.min_lung_fraction, 0, 1)
+        for name in ("actors", "compute_batch", "threads"):
+            _at_least_one(name, getattr(options, name))
     return options
+
+
+def _at_least_one(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise UsageError(f"{name} must be at least 1, not {value}")
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:

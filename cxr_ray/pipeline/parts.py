@@ -6,7 +6,6 @@ import io
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,7 +39,9 @@ class PartFooter:
     threads: int | None
     dtype: str | None
     weights: str | None
+    calibration_id: str | None
     decode_policy: str
+    fencing: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ def finished_table(unit: pa.Table, kind: str, footer: PartFooter) -> pa.Table:
 
 
 def encode_part(table: pa.Table) -> bytes:
-    """Parquet bytes: zstd, one row group, page checksums, statistics on the light columns only."""
+    """Parquet bytes: zstd, row groups of at most 1,024 rows, page checksums, statistics on the light columns only."""
     pictures = {"heat_map", "lung_mask", "pixels"}
     light = [name for name in table.column_names if name not in pictures]
     sink = io.BytesIO()
@@ -122,13 +123,14 @@ def publish_part(publisher: Publisher, unit: pa.Table, kind: str, footer: PartFo
     name = part_name(kind, footer.unit_id)
     won = publisher.publish(name, data)
     if not won:
-        existing = publisher.read(name)
-        winner: dict[str, Any] = {}
-        if existing is not None:
-            winner = footer_identity(pq.read_metadata(io.BytesIO(existing)).metadata)
-        if winner.get("identity") != footer.identity:
+        with publisher.storage.fs.open(publisher.path(name), "rb") as handle:
+            winner = pq.read_metadata(handle)
+        if (
+            footer_identity(winner.metadata).get("identity") != footer.identity
+            or winner.num_rows != table.num_rows
+        ):
             raise PublishConflict(
-                f"{name} exists already and was written by another identity; choose another OUTPUT"
+                f"{name} exists already and was written by another identity or plan; choose another OUTPUT"
             )
     quarantined = [
         reason

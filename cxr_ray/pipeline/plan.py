@@ -214,8 +214,6 @@ def id_array(column: pa.ChunkedArray) -> np.ndarray:
     """A fixed-size binary(16) column as a NumPy ``S16`` array, without Python objects."""
     parts = [np.empty(0, "S16")]
     for chunk in column.chunks:
-        width = 16
         data = np.frombuffer(chunk.buffers()[1], "S16", count=len(chunk) + chunk.offset)
         parts.append(data[chunk.offset :])
-        assert data.dtype.itemsize == width
     return np.concatenate(parts)

@@ -8,7 +8,9 @@ driver that loses the race for the marker drops its listing and adopts the winne
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -87,7 +89,6 @@ class PlannedSource:
 def plan_row(planned: PlannedSource, privacy: Privacy) -> dict[str, Any]:
     """The plan row of a listed input; manifest identifiers are hashed here, before anything is written."""
     source = planned.source
-    age = None if source.age is None else min(int(source.age), 90)
     return {
         "image_id": planned.image_id,
         "unit_id": None,
@@ -107,9 +108,19 @@ def plan_row(planned: PlannedSource, privacy: Privacy) -> dict[str, Any]:
         "label": source.label,
         "view": source.view,
         "sex": source.sex,
-        "age_years": age,
+        "age_years": age_in_years(source.age),
         "carry": list(source.carry) if source.carry else None,
     }
+
+
+def age_in_years(text: str | None) -> int | None:
+    """A manifest's age: ``58``, ``58.0``, ``058Y``, ``18M``; 90 means 90 or more; None for anything else."""
+    match = re.fullmatch(r"\s*(\d{1,3})(?:\.\d*)?\s*([YMWDymwd]?)\s*", text or "")
+    if match is None:
+        return None
+    per_year = {"": 1, "Y": 1, "M": 12, "W": 52, "D": 365}[match[2].upper()]
+    years = int(match[1]) // per_year
+    return min(years, 90) if years <= 130 else None
 
 
 def spool_listing(inputs: Iterable[PlannedSource], privacy: Privacy) -> Listing:
@@ -171,31 +182,43 @@ def cut_units(tables: Iterable[pa.Table], largest: int) -> Iterator[pa.Table]:
 
     Single files count as one container; shards and other containers never share a unit.
     """
-    pending: pa.Table | None = None
-    index = 0
+    pending: list[pa.Table] = []
+    rows = index = 0
+    key: tuple[str, str | None] = ("", None)
+
+    def take(size: int) -> pa.Table:
+        joined = pa.concat_tables(pending)
+        pending[:] = [joined.slice(size)] if size < joined.num_rows else []
+        return joined.slice(0, size)
+
     for table in tables:
-        pending = table if pending is None else pa.concat_tables([pending, table])
-        while pending.num_rows:
-            run, wanted = _run_length(pending), unit_size(index, largest, pending.column("kind")[0].as_py())
-            if run == pending.num_rows and run < wanted:
-                break  # the container may go on in the next table
-            size = min(run, wanted)
-            yield pending.slice(0, size)
-            index += 1
-            pending = pending.slice(size)
-    while pending is not None and pending.num_rows:
-        size = min(_run_length(pending), unit_size(index, largest, pending.column("kind")[0].as_py()))
-        yield pending.slice(0, size)
-        index += 1
-        pending = pending.slice(size)
+        for segment_key, segment in _segments(table):
+            while rows and segment_key != key:  # the container before is finished
+                size = min(rows, unit_size(index, largest, key[0]))
+                yield take(size)
+                rows, index = rows - size, index + 1
+            key = segment_key
+            pending.append(segment)
+            rows += segment.num_rows
+            while rows >= (size := unit_size(index, largest, key[0])):
+                yield take(size)
+                rows, index = rows - size, index + 1
+    while rows:
+        size = min(rows, unit_size(index, largest, key[0]))
+        yield take(size)
+        rows, index = rows - size, index + 1
 
 
-def _run_length(table: pa.Table) -> int:
-    """How many leading rows belong to the same container."""
+def _segments(table: pa.Table) -> Iterator[tuple[tuple[str, str | None], pa.Table]]:
+    """Runs of rows of one container: (kind, container) and the rows; single files share one key."""
     kinds = table.column("kind").to_numpy(zero_copy_only=False)
     containers = table.column("container").to_numpy(zero_copy_only=False)
-    same = (kinds == kinds[0]) & ((kinds == "file") | (containers == containers[0]))
-    return len(same) if same.all() else int(np.argmin(same))
+    changes = (kinds[1:] != kinds[:-1]) | ((kinds[1:] != "file") & (containers[1:] != containers[:-1]))
+    starts = [0, *(np.flatnonzero(changes) + 1).tolist(), table.num_rows]
+    for start, stop in itertools.pairwise(starts):
+        if stop > start:
+            key = (kinds[start], None if kinds[start] == "file" else containers[start])
+            yield key, table.slice(start, stop - start)
 
 
 def commit_generation(
@@ -238,6 +261,7 @@ def commit_generation(
         "images": images,
         "units": len(index),
         "identity": identity,
+        "fencing": publisher.fencing,
         "repeated_rows": listing.repeated,
         "left_out": listing.report,
     }

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -100,11 +101,20 @@ class Publisher:
                 return False
             self.storage.fs.pipe_file(self.path(name), data)
             return True
-        try:
-            self.storage.fs.pipe_file(self.path(name), data, mode="create")
-        except FileExistsError:
-            return False
-        return True
+        for pause in (*_CONFLICT_PAUSES, None):
+            try:
+                self.storage.fs.pipe_file(self.path(name), data, mode="create")
+                return True
+            except FileExistsError:
+                return False
+            except OSError as error:
+                code = server_code(error)
+                if code in _EXISTS_CODES:
+                    return False
+                if code not in _CONFLICT_CODES or pause is None:
+                    raise
+                time.sleep(pause)  # two conditional PUTs met; S3 asks to try again
+        raise AssertionError("the last try returns or raises")
 
     def replace(self, name: str, data: bytes) -> None:
         """Write a derived file (``run.json``) that readers must never take for the truth."""
@@ -117,13 +127,18 @@ class Publisher:
         os.replace(staged, target)
 
     def _stage(self, data: bytes) -> Path:
-        staging = Path(self.path(STAGING_FOLDER))
-        staging.mkdir(parents=True, exist_ok=True)
-        staged = staging / uuid.uuid4().hex
-        with open(staged, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
+        staged = Path(self.path(STAGING_FOLDER)) / uuid.uuid4().hex
+        for last in (False, False, True):
+            staged.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with open(staged, "wb") as handle:
+                    handle.write(data)
+                    handle.flush()
+                    os.fsync(handle.fileno())
+                break
+            except FileNotFoundError:  # a driver that was refused tidied the empty folder away
+                if last:
+                    raise
         return staged
 
     def _publish_local(self, name: str, data: bytes) -> bool:
@@ -155,7 +170,10 @@ class Publisher:
         Raises:
             OutputError: not writable, or the store accepted the same name twice.
         """
-        existed = self._exists()
+        if self.fencing == CREATE_ONLY and self.storage.protocol not in _ATOMIC_PROTOCOLS:
+            why = f"nothing is known of {self.storage.protocol}:// in this respect"
+            raise OutputError(_REFUSED.format(url=self.storage.url, why=why))
+        new_folders = self.new_folders()
         name = f"{STAGING_FOLDER}/probe-{uuid.uuid4().hex}"
         try:
             first = self.publish(name, b"first")
@@ -166,7 +184,8 @@ class Publisher:
         except Exception as error:
             raise OutputError(self._unwritable(error)) from error
         finally:
-            self.forget(name, remove_folder=not existed)
+            self.forget(name, new_folders)
+        first |= kept == b"first"  # the answer to the first try was lost, and the client tried again
         if not first or kept not in (b"first", b"second"):
             raise OutputError(_REFUSED.format(url=self.storage.url, why="a new name was not accepted"))
         if second or kept != b"first":
@@ -178,27 +197,39 @@ class Publisher:
         why = explain(error)
         return f"OUTPUT {self.storage.url} cannot be written ({why}); choose another place or mend its permissions"
 
-    def _exists(self) -> bool:
-        try:
-            return bool(self.storage.fs.exists(self.storage.path))
-        except Exception as error:
-            raise OutputError(self._unwritable(error)) from error
+    def new_folders(self) -> list[Path]:
+        """Local folders that writing here would make, innermost first; none on an object store."""
+        if not self.is_local:
+            return []
+        staging = Path(self.path(STAGING_FOLDER))
+        return [folder for folder in (staging, *staging.parents) if not folder.exists()]
 
-    def forget(self, name: str, *, remove_folder: bool = False) -> None:
-        """Remove a staging file, and the folders that only it needed. Never called on a published part."""
+    def forget(self, name: str, folders: list[Path]) -> None:
+        """Remove a staging file, and those of ``folders`` that are empty. Never called on a published part."""
         # Best effort: a store that refuses deletion keeps one tiny object under staging/.
         with suppress(Exception):
             self.storage.fs.rm_file(self.path(name))
-        if self.is_local:
-            folders = [Path(self.path(STAGING_FOLDER))]
-            if remove_folder:
-                folders.append(Path(self.storage.path))
-            for folder in folders:
-                with suppress(OSError):
-                    folder.rmdir()
+        for folder in folders:
+            with suppress(OSError):
+                folder.rmdir()
 
+
+#: Stores whose create-only write is one step. Others may offer one that looks first and writes then.
+_ATOMIC_PROTOCOLS = {"file", "s3"}
+
+#: What S3 servers answer when the name exists; s3fs knows only AWS's wording of it.
+_EXISTS_CODES = {"PreconditionFailed", "412"}
+_CONFLICT_CODES = {"ConditionalRequestConflict", "409"}
+_CONFLICT_PAUSES = (0.2, 0.5, 1.0, 2.0)
 
 _NO_LINKS = {95, 1, 38}  # EOPNOTSUPP, EPERM (FAT, some FUSE), ENOSYS
+
+
+def server_code(error: BaseException) -> str | None:
+    """The error code of an S3 server behind an exception of s3fs, None where there is none."""
+    cause = error.__cause__ or error
+    code = getattr(cause, "response", {}).get("Error", {}).get("Code")
+    return None if code is None else str(code)
 
 
 def _fsync_folder(folder: Path) -> None:

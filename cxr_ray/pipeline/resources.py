@@ -43,8 +43,8 @@ def share(
 ) -> Resources:
     """Divide ``cpus`` and ``gpus`` (of the machine, or of the cluster joined).
 
-    Locally the logical CPUs are ours to set: two more than the scorers need. On a cluster they are
-    given, so the scorers take at most all but one.
+    Locally the logical CPUs are ours to set: at least two more than the scorers need. On a
+    cluster they are given, so the scorers leave some of them free.
 
     Raises:
         UsageError: more actors asked for than the cluster can hold.
@@ -64,14 +64,17 @@ def share(
             decode_tasks=tasks,
             local_cpus=local_cpus,
         )
-    most = math.floor(gpus) if device == CUDA else max(1, math.floor(cpus) - (0 if local else 1))
-    wanted = actors or most
+    # Decoding a film costs a twentieth of scoring it on a CPU; one CPU in nine is plenty for reading.
+    reading = 0 if local else max(1, math.ceil(cpus / 9))
+    most = math.floor(gpus) if device == CUDA else max(1, math.floor(cpus) - reading)
+    wanted = most if actors is None else actors
     if wanted < 1 or (not local and wanted > most) or (device == CUDA and wanted > most):
-        unit = "GPU" if device == CUDA else "CPU, one of them kept free for reading"
+        unit = "GPU" if device == CUDA else "CPU, some of them kept free for reading"
         raise UsageError(f"actors={wanted} does not fit: there is room for 1 to {most} (one per {unit})")
     # A scorer on a GPU needs little CPU, and a small cluster may have fewer CPUs than GPUs.
     actor_cpus = 1.0 if local else min(1.0, math.floor(100 * max(0.0, cpus - 1) / wanted) / 100)
-    free = 2.0 if local else cpus - wanted * actor_cpus
+    # Locally the logical CPUs for reading come on top; idle cores add to them.
+    free = float(max(2, math.ceil(wanted / 8))) if local else cpus - wanted * actor_cpus
     spare = max(0.0, cpus - wanted) if local else 0.0
     tasks = decode_tasks or max(1, math.floor((free + spare - publish_cpus) / decode_cpus))
     return Resources(
@@ -82,5 +85,16 @@ def share(
         decode_cpus=decode_cpus,
         publish_cpus=publish_cpus,
         decode_tasks=tasks,
-        local_cpus=wanted + 2 + math.ceil(spare),
+        local_cpus=wanted + math.ceil(free + spare),
     )
+
+
+def device_model(device: str) -> str:
+    """Name of this process's device model, which bounds bit-for-bit equality (DESIGN promise 4)."""
+    import platform
+
+    import torch
+
+    if device == CUDA:
+        return torch.cuda.get_device_name(0) if torch.cuda.is_available() else CUDA
+    return f"{CPU} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

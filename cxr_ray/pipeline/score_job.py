@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cxr_ray.errors import UsageError
+from cxr_ray.archives.storage import explain, open_storage
+from cxr_ray.errors import BundleError, UsageError
 from cxr_ray.pipeline import cluster
 from cxr_ray.pipeline.code_version import code_version
 from cxr_ray.pipeline.identity import KIND_SCORES, Identity, check_identity
@@ -18,6 +19,8 @@ from cxr_ray.pipeline.resources import Resources, share
 from cxr_ray.pipeline.score_table import SCORE_SCHEMA_VERSION
 from cxr_ray.pipeline.screening import Screening, Work
 from cxr_ray.weights import Bundle, bundle_from_bytes, bundle_to_bytes, load_bundle
+from cxr_ray.weights.files import FILES, META_FILE, unpack
+from cxr_ray.weights.storage import DEFAULT, SEEDED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,8 @@ def run_score(options: ScoreOptions, scorer: Callable[[], Any] | None = None) ->
         UsageError: exit code 2.
         CxrRayError: exit code 1.
     """
-    bundle = load_bundle(options.weights, **options.weights_options)
+    check_score_options(options)
+    bundle = read_bundle(options)
     if options.mask_style is not None and options.mask_style not in bundle.meta.mask_styles:
         raise UsageError(
             f"mask_style={options.mask_style} is not in the bundle; it has {', '.join(bundle.meta.mask_styles)}"
@@ -113,6 +117,44 @@ def run_score(options: ScoreOptions, scorer: Callable[[], Any] | None = None) ->
         if not bundle.meta.trained:
             job.say("these weights are UNTRAINED: every score of this run means nothing")
         return report_end(screening, job)
+
+
+def check_score_options(options: ScoreOptions) -> None:
+    """Refuse on the driver what a scorer would refuse on an actor, long after OUTPUT was begun.
+
+    Raises:
+        UsageError: naming the option and what it may be.
+    """
+    from cxr_ray.scorer import DTYPES, VARIANTS
+
+    if options.variant is not None and options.variant not in VARIANTS:
+        raise UsageError(
+            f"variant={options.variant} is unknown; leave it out or use one of {', '.join(VARIANTS)}"
+        )
+    if options.dtype not in DTYPES:
+        raise UsageError(f"dtype={options.dtype} is not offered; use {', '.join(DTYPES)}")
+
+
+def read_bundle(options: ScoreOptions) -> Bundle:
+    """The bundle that ``weights`` names, read once, by the driver.
+
+    Raises:
+        BundleError: not there, damaged, or made for another network.
+    """
+    if options.weights in (DEFAULT, SEEDED) or "://" not in options.weights:
+        return load_bundle(options.weights)
+    storage = open_storage(options.weights, options.weights_options)
+    try:
+        storage.quick_probe()
+        names = [name for name in FILES if storage.fs.exists(f"{storage.path.rstrip('/')}/{name}")]
+        files = {name: storage.fs.cat_file(f"{storage.path.rstrip('/')}/{name}") for name in names}
+    except Exception as error:  # storage clients raise what they like
+        raise BundleError(
+            f"cannot read the weights bundle at {storage.url} ({explain(error)}); check weights= and weights_options"
+        ) from error
+    if META_FILE not in files:
+        raise BundleError(f"no weights bundle at {storage.url}: expected a folder with {META_FILE}")
+    return unpack(files)
 
 
 def compute_shape(options: ScoreOptions, existing: Identity | None, resources: Resources) -> dict[str, int]:
@@ -174,9 +216,11 @@ def score_footer(
         generation=0,
         attempt="",
         code_version=code_version(),
-        device=_device_name(resources.device),
+        device=resources.device,  # each scorer puts its own model here
         dtype=options.dtype,
         weights=weights,
+        calibration_id=None,
+        fencing=options.fencing,
         decode_policy=identity.document["preprocessing"].rsplit("/", 1)[-1],
         **shape,
     )
@@ -186,16 +230,3 @@ def _local_gpus() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def _device_name(device: str) -> str:
-    """Device model, which bounds bit-for-bit equality (DESIGN promise 4)."""
-    import platform
-
-    import torch
-
-    if device == "cuda" and torch.cuda.is_available():
-        return torch.cuda.get_device_name(0)
-    return (
-        "cuda" if device == "cuda" else f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    )

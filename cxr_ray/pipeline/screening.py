@@ -16,11 +16,12 @@ from cxr_ray.archives.inputs import image_id_of
 from cxr_ray.archives.listing import ListingReport, check_access, list_archive
 from cxr_ray.archives.manifest import ManifestOptions
 from cxr_ray.archives.storage import Storage
-from cxr_ray.errors import ArchiveError, RunFailed
+from cxr_ray.errors import ArchiveError, CxrRayError, RunFailed, UsageError
 from cxr_ray.pipeline import summary
 from cxr_ray.pipeline.assignments import make_assignments
+from cxr_ray.pipeline.binding import bind
 from cxr_ray.pipeline.decode_unit import InputSettings
-from cxr_ray.pipeline.identity import Identity, check_identity, claim_identity
+from cxr_ray.pipeline.identity import Identity, claim_identity
 from cxr_ray.pipeline.options import JobOptions
 from cxr_ray.pipeline.parts import PartFooter, published_units
 from cxr_ray.pipeline.plan import Plan, Unit, open_plan
@@ -82,6 +83,7 @@ class Screening:
     attempt: str = field(default_factory=summary.new_attempt)
     seconds: dict[str, float] = field(default_factory=dict)
     _checked: bool = False
+    _claimed: bool = False
 
     def run(self) -> Counts:
         """Carry the run to its end.
@@ -99,8 +101,19 @@ class Screening:
                 if not plan.generations:
                     self.check_archive()
                     self._make_ready(stack)
-                plan = self._extend(plan, stack)
-        return self._finish(plan)
+                try:
+                    plan = self._extend(plan, stack)
+                except UsageError:
+                    if plan.generations:  # the archive is gone, but what was planned is done: say so first
+                        self._finish(plan)
+                    raise
+        counts = self._finish(plan)
+        if not counts.complete:
+            raise RunFailed(
+                f"{counts.planned} images are planned, but {counts.kept + counts.quarantined} rows are published; "
+                "run `cxr-ray verify` on OUTPUT to see which are missing"
+            )
+        return counts
 
     def check_archive(self) -> None:
         """Refuse an archive that is not there, before anything else is started."""
@@ -154,7 +167,7 @@ class Screening:
                 local_cpus = self.work.resources.local_cpus
                 stack.enter_context(cluster.ray_session(self.options.ray_address, local_cpus))
                 self.ray_ready = True
-            empty = self.output.is_empty()
+            new_folders = self.output.new_folders()
             token = cluster.publish_token(self.output)
             try:
                 bundle = self.work.bundle
@@ -167,7 +180,7 @@ class Screening:
                 )
                 checked = cluster.check_nodes(expected, bundle)
             finally:
-                self.output.forget(token, remove_folder=empty)
+                self.output.forget(token, new_folders)
         self.say(
             f"checked {checked} node type{'s' if checked != 1 else ''}: code, archive and OUTPUT are in order"
         )
@@ -183,9 +196,7 @@ class Screening:
             if not listing.images:
                 return plan
             self._make_ready(stack)
-            claim_identity(self.output, self.work.identity)
-            if self.plan_store.storage.url != self.output.storage.url:
-                claim_identity(self.plan_store, self.work.identity)
+            self._claim()
             with self._timed("plan"):
                 won = commit_generation(
                     self.plan_store,
@@ -196,17 +207,36 @@ class Screening:
                     largest=self.options.unit_size,
                 )
             plan = open_plan(self.plan_store)
-            check_identity(self._identity_of(plan), self.work.identity, self.output.storage.url)
             self._say_planned(plan, listing, won)
         finally:
             listing.close()
         self._publish(plan)
         return plan
 
-    def _identity_of(self, plan: Plan) -> Identity | None:
-        from cxr_ray.pipeline.identity import read_identity
+    def _claim(self) -> None:
+        """Put our identity and the plan's id in OUTPUT (and ``plan_dir``), and the start of this attempt."""
+        if self._claimed:
+            return
+        self._claimed = True
+        claim_identity(self.output, self.work.identity)
+        if self.plan_store.storage.url != self.output.storage.url:
+            claim_identity(self.plan_store, self.work.identity)
+        bind(self.output, self.plan_store)
+        summary.write_attempt(self.output, self.attempt, self._provenance(), started=True)
 
-        return read_identity(plan.publisher)
+    def _provenance(self) -> dict[str, Any]:
+        """What this attempt runs with."""
+        keep_uri = self.work.settings.privacy.keep_uri
+        return {
+            "attempt": self.attempt,
+            "identity": self.work.identity.hash,
+            "kind": self.work.identity.kind,
+            "fencing": self.options.fencing,
+            "options": summary.recordable(self.options, keep_uri=keep_uri),
+            "versions": summary.versions(),
+            "code_version": self.work.footer.code_version,
+            "resources": vars(self.work.resources),
+        }
 
     def _say_planned(self, plan: Plan, listing: Listing, won: bool) -> None:
         last = plan.generations[-1]
@@ -234,6 +264,7 @@ class Screening:
         open_units = self._open_units(plan)
         if not open_units:
             return
+        self._claim()
         waiting = sum(unit.images for unit in open_units)
         stages = Stages(
             plan=self.plan_store,
@@ -241,6 +272,7 @@ class Screening:
             settings=self.work.settings,
             kind=self.work.identity.kind,
             footer=replace(self.work.footer, attempt=self.attempt),
+            device=self.work.resources.device,
             scorer=self.work.scorer,
             min_lung_fraction=self.work.min_lung_fraction,
         )
@@ -284,18 +316,8 @@ class Screening:
             "generations": len(plan.generations),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
         }
-        keep_uri = self.work.settings.privacy.keep_uri
-        summary.write_attempt(
-            self.output,
-            self.attempt,
-            record
-            | {
-                "options": summary.recordable(self.options, keep_uri=keep_uri),
-                "versions": summary.versions(),
-                "code_version": self.work.footer.code_version,
-                "resources": vars(self.work.resources),
-            },
-        )
+        self.output.probe()
+        summary.write_attempt(self.output, self.attempt, record | self._provenance())
         summary.write_run(self.output, record)
         return counts
 
@@ -310,13 +332,11 @@ class Screening:
 
 def _explained(records: Iterator[Any]) -> Iterator[Any]:
     """Turn what Ray raises into ``RunFailed`` with the cause in one sentence."""
-    from cxr_ray.errors import CxrRayError
-
     try:
         yield from records
-    except CxrRayError:
-        raise
-    except Exception as error:  # Ray wraps a worker's exception in several layers of its own
+    except (
+        Exception
+    ) as error:  # Ray wraps a worker's exception in several layers, one of them of its own class
         raise RunFailed(
             f"the run stopped: {_root_cause(error)}; nothing is lost, run the same command again"
         ) from error
@@ -330,4 +350,5 @@ def _root_cause(error: BaseException) -> str:
             break
         seen = inner
     lines = [line.strip() for line in str(seen).splitlines() if line.strip()]
-    return f"{type(seen).__name__}: {lines[-1] if lines else ''}".rstrip(": ")
+    last = lines[-1] if lines else ""
+    return last if isinstance(seen, CxrRayError) and last else f"{type(seen).__name__}: {last}".rstrip(": ")

@@ -26,7 +26,7 @@ from cxr_ray.pipeline.parts import PartFooter, PartRecord, publish_part
 from cxr_ray.pipeline.plan import Unit
 from cxr_ray.pipeline.progress import reporter
 from cxr_ray.pipeline.publish import Publisher
-from cxr_ray.pipeline.resources import Resources
+from cxr_ray.pipeline.resources import Resources, device_model
 from cxr_ray.pipeline.score_unit import ScoresPixels, score_unit
 from cxr_ray.shards import QUARANTINED
 
@@ -44,7 +44,8 @@ class Stages:
     Attributes:
         plan, output: publishers of the plan's folder and of OUTPUT.
         kind: ``scores`` or ``shards``.
-        footer: footer of every part; unit and generation are filled in per unit.
+        footer: of every part; unit, generation and device model are filled in per unit.
+        device: ``cpu`` or ``cuda``, of the scorers.
         scorer: makes a scorer inside an actor; None for ingest.
         min_lung_fraction: see ``ScoreOptions``.
     """
@@ -54,19 +55,21 @@ class Stages:
     settings: InputSettings
     kind: str
     footer: PartFooter
+    device: str
     scorer: ScorerFactory | None
     min_lung_fraction: float = 0.0
 
 
-def to_row(unit: Unit, table: pa.Table) -> pa.Table:
-    """One-row table: the unit's record and its table as an IPC stream."""
+def to_row(unit: Unit, table: pa.Table, device: str | None = None) -> pa.Table:
+    """One-row table: the unit's record, its table as an IPC stream, and the device that scored it."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     payload = sink.getvalue()
     offsets = pa.py_buffer(pa.array([0, payload.size], pa.int64()).buffers()[1])
     column = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, payload])
-    return pa.table({"unit": pa.array([json.dumps(asdict(unit))]), "payload": column})
+    record = pa.array([json.dumps(asdict(unit))])
+    return pa.table({"unit": record, "payload": column, "device": pa.array([device], pa.string())})
 
 
 def from_rows(batch: pa.Table) -> Iterator[tuple[Unit, pa.Table]]:
@@ -91,6 +94,7 @@ class ScoreStage:
     def __init__(self, *, stages: Stages, board: Any) -> None:
         assert stages.scorer is not None
         self.scorer = stages.scorer()
+        self.device = device_model(stages.device)
         self.min_lung_fraction = stages.min_lung_fraction
         self.report = reporter(board)
 
@@ -99,14 +103,20 @@ class ScoreStage:
             scored = score_unit(
                 table, self.scorer, min_lung_fraction=self.min_lung_fraction, report=self.report
             )
-            yield to_row(unit, scored)
+            yield to_row(unit, scored, self.device)
 
 
 def publish_stage(batch: pa.Table, *, stages: Stages, board: Any) -> Iterator[pa.Table]:
     """Finished units -> part files -> one record each."""
     report = reporter(board)
-    for unit, table in from_rows(batch):
-        footer = replace(stages.footer, unit_id=unit.unit_id, generation=unit.generation)
+    devices = batch.column("device").to_pylist()
+    for (unit, table), device in zip(from_rows(batch), devices, strict=True):
+        footer = replace(
+            stages.footer,
+            unit_id=unit.unit_id,
+            generation=unit.generation,
+            device=device or stages.footer.device,
+        )
         record = publish_part(stages.output, table, stages.kind, footer)
         if stages.scorer is None:  # otherwise the scorer has said so already
             report(QUARANTINED, record.quarantined)

@@ -29,7 +29,7 @@ _PACKAGES = (
 
 #: Options whose values may be secrets; the names are recorded, the values never.
 _SECRET_OPTIONS = ("archive_options", "output_options", "weights_options", "plan_options")
-_PATH_OPTIONS = ("archive", "plan_dir", "key_file")
+_PATH_OPTIONS = ("archive", "plan_dir", "key_file", "manifest", "exclude")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +103,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_attempt(publisher: Publisher, attempt: str, record: dict[str, Any]) -> None:
-    """Publish ``runs/<attempt>.json`` (once)."""
-    publisher.publish(f"{RUNS_FOLDER}/{attempt}.json", json.dumps(record, indent=2).encode() + b"\n")
+def write_attempt(
+    publisher: Publisher, attempt: str, record: dict[str, Any], *, started: bool = False
+) -> None:
+    """Publish ``runs/<attempt>.json``, once, at the end; ``runs/<attempt>.started.json`` at the start,
+    so that a part whose run was killed still leads to its configuration."""
+    tail = ".started" if started else ""
+    publisher.publish(f"{RUNS_FOLDER}/{attempt}{tail}.json", json.dumps(record, indent=2).encode() + b"\n")
 
 
 def write_run(publisher: Publisher, record: dict[str, Any]) -> None:

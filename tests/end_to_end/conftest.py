@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from end_to_end.commands import score, write_films
@@ -11,10 +13,14 @@ from end_to_end.commands import score, write_films
 
 @pytest.fixture(scope="session")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of twelve phantoms and one broken file."""
+    """A folder of twelve phantoms, a broken file, a constant frame, and a page of black and white without lungs."""
     folder = tmp_path_factory.mktemp("films")
     write_films(folder, 12)
     (folder / "broken.png").write_bytes((folder / "film-000.png").read_bytes()[:2000])
+    cv2.imwrite(str(folder / "blank.png"), np.full((400, 340), 7, np.uint8))
+    page = np.zeros((300, 340), np.uint8)
+    page[:, 170:] = 255
+    cv2.imwrite(str(folder / "page.png"), page)
     return folder
 
 

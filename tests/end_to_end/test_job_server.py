@@ -116,7 +116,7 @@ def test_submitted_job_scores_from_s3_to_s3(
     done = submit(head, workdir, *options)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     summary = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"output"'))
-    assert (summary["planned"], summary["scored"]) == (13, 12)
+    assert (summary["planned"], summary["scored"]) == (15, 12)
     storage = open_storage(f"s3://{bucket}/out", s3_server.storage_options)
     table = read_table(f"{bucket}/out/scores", filesystem=storage.fs)
     assert by_content(table) == by_content(read_table(scored_films / "scores"))

@@ -9,7 +9,7 @@ import polars
 import pyarrow.parquet as pq
 import pytest
 
-from cxr_ray.pipeline.score_table import SCORE_SCHEMA
+from cxr_ray.pipeline.score_table import NUMBER_FIELDS, PICTURE_FIELDS, SCORE_SCHEMA
 from end_to_end.commands import read_table, run_job, score, write_films
 
 
@@ -19,13 +19,20 @@ def part_times(output: Path) -> dict[str, int]:
 
 def test_every_input_is_a_row(scored_films: Path) -> None:
     table = read_table(scored_films / "scores")
-    assert table.num_rows == 13
-    assert len(set(table.column("image_id").to_pylist())) == 13
+    assert table.num_rows == 15
+    assert len(set(table.column("image_id").to_pylist())) == 15
     rows = {Path(row["uri"]).name: row for row in table.to_pylist()}
-    broken = rows.pop("broken.png")
-    assert (broken["status"], broken["reason"]) == ("quarantined", "truncated")
-    assert broken["p_covid"] is None
-    assert broken["heat_map"] is None
+    scores = [field.name for field in (*NUMBER_FIELDS, *PICTURE_FIELDS)]
+    for name, reason in {
+        "broken.png": "truncated",
+        "blank.png": "constant_pixels",
+        "page.png": "no_lungs",
+    }.items():
+        bad = rows.pop(name)
+        assert (bad["status"], bad["reason"]) == ("quarantined", reason)
+        assert bad["detail"]
+        kept = {score for score in scores if bad[score] is not None}
+        assert kept == ({"lung_fraction"} if reason == "no_lungs" else set())
     for row in rows.values():
         assert row["status"] == "scored"
         assert row["reason"] is None
@@ -48,14 +55,14 @@ def test_other_readers_agree(scored_films: Path) -> None:
     sql = f"select count(*), count(p_covid), round(sum(p_covid), 4) from '{parts}'"
     (duck,) = duckdb.sql(sql).fetchall()
     frame = polars.read_parquet(parts)
-    assert duck[:2] == (frame.height, frame["p_covid"].count()) == (13, 12)
+    assert duck[:2] == (frame.height, frame["p_covid"].count()) == (15, 12)
     assert duck[2] == pytest.approx(frame["p_covid"].sum(), abs=1e-3)
 
 
 def test_summary_says_it_in_numbers(scored_films: Path) -> None:
     run = json.loads((scored_films / "run.json").read_text())
-    assert (run["planned"], run["scored"], run["quarantined"]) == (13, 12, 1)
-    assert run["reasons"] == {"truncated": 1}
+    assert (run["planned"], run["scored"], run["quarantined"]) == (15, 12, 3)
+    assert run["reasons"] == {"constant_pixels": 1, "no_lungs": 1, "truncated": 1}
     assert run["complete"]
 
 
@@ -68,7 +75,7 @@ def test_running_again_changes_nothing_and_exit_3_is_the_users_choice(
     )
     assert again.code == 3
     assert again.summary["exit_code"] == 3
-    assert again.summary["quarantined"] == 1
+    assert again.summary["quarantined"] == 3
     assert part_times(scored_films) == before
     assert "Traceback" not in again.err
 
@@ -112,5 +119,5 @@ def test_a_film_gone_or_changed_since_planning_is_a_row(tmp_path: Path) -> None:
 
 def test_dry_run_counts_and_writes_nothing(films: Path, tmp_path: Path) -> None:
     done = score(films, tmp_path / "out", "dry_run=true")
-    assert done.summary["new_images"] == 13
+    assert done.summary["new_images"] == 15
     assert not (tmp_path / "out").exists()
