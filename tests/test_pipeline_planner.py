@@ -14,6 +14,7 @@ from cxr_ray.pipeline.plan import PLAN_SCHEMA, Plan, id_array, open_plan, read_u
 from cxr_ray.pipeline.planner import (
     Listing,
     PlannedSource,
+    age_in_years,
     commit_generation,
     cut_units,
     plan_row,
@@ -162,3 +163,20 @@ def test_id_array_honours_slices() -> None:
     values = [bytes([number]) * 16 for number in range(10)]
     column = pa.chunked_array([pa.array(values, pa.binary(16))]).slice(3, 4)
     assert list(id_array(column)) == values[3:7]
+
+
+@pytest.mark.parametrize(
+    ("text", "years"),
+    [("58", 58), ("58.0", 58), ("058Y", 58), ("18M", 1), ("93", 90), (" 7 ", 7), ("unknown", None), ("", None),
+     (None, None), ("-5", None), ("99999", None), ("400", None)],
+)  # fmt: skip
+def test_ages_of_a_manifest_never_stop_planning(text: str | None, years: int | None) -> None:
+    assert age_in_years(text) == years
+
+
+def test_tiny_containers_are_cut_in_linear_time() -> None:
+    rows = [plan_row(one, Privacy()) for n in range(3000) for one in members(f"file:///{n}.zip", 1, "zip")]
+    table = pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)
+    assert [unit.num_rows for unit in cut_units([table.slice(0, 1999), table.slice(1999)], 1000)] == [
+        1
+    ] * 3000

@@ -20,7 +20,7 @@ def private(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
     """A sample archive under a telling folder name, scored with ``keep_uri=false``; and the job's output."""
     root = tmp_path_factory.mktemp("private")
     write_sample_archive(root / NAME / "films", count=5)
-    options = ("keep_uri=false", f"plan_dir={root}/plan", "exclude=['*SMITH*.txt']")
+    options = ("keep_uri=false", f"plan_dir={root}/plan", "exclude=['*.txt','*SMITH*.csv']")
     done = score(root / NAME, root / "out", *options, env=ENV)
     return root, done
 
