@@ -209,6 +209,12 @@ class StorageReadError(CxrRayError):
     code = "storage"
 
 
+class StorageWriteError(CxrRayError):
+    """OUTPUT's storage refused a part, after retries; the unit stays open for the next run."""
+
+    code = "storage_write"
+
+
 class RunFailed(CxrRayError):
     """A run ended before every unit was published; nothing is lost, the same command resumes it."""
 

@@ -11,8 +11,9 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from cxr_ray.archives.storage import is_storage_error
 from cxr_ray.errors import ArchiveError, RunFailed
-from cxr_ray.pipeline.launch import is_storage_error, refusal, run_job, without_paths
+from cxr_ray.pipeline.launch import refusal, run_job, without_paths
 from cxr_ray.pipeline.options import ScoreOptions
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -61,6 +62,11 @@ def test_a_value_that_cannot_be_parsed_is_not_quoted(value: str) -> None:
         )
     assert "SECRET" not in refusal(refused.value)
     assert "archive_options.secret" in refusal(refused.value)
+
+
+def test_an_unknown_option_is_met_with_the_nearest() -> None:
+    error = HydraException("Could not override 'weihgts'.\nTo append to your config use +weihgts=seeded")
+    assert "did you mean weights?" in refusal(error)
 
 
 def test_storage_errors_are_told_from_bugs() -> None:

@@ -135,6 +135,8 @@ def open_storage(url: str, options: Mapping[str, Any] | None = None) -> Storage:
 def _filesystem_class(url: str) -> tuple[str, Any]:
     if not url.strip():
         raise ArchiveError("The archive address is empty; give a path or a URL such as s3://bucket/films.")
+    if re.fullmatch(r"(s3a?|gs|gcs|az|abfss?)://[/]*", url.strip()):
+        raise ArchiveError(f"The address {url} names no bucket; give one, such as s3://bucket/films.")
     if "::" in url:
         raise ArchiveError("Chained addresses (with '::') are not supported; give the container itself.")
     match = re.match(r"^([A-Za-z][A-Za-z0-9+.\-]*)://", url)
@@ -197,6 +199,12 @@ def _restore_bytes(path: str) -> str:
         lambda found: bytes([int(found.group(1), 16)]).decode("utf-8", "surrogateescape"),
         path,
     )
+
+
+def is_storage_error(error: BaseException) -> bool:
+    """Whether an exception comes from a file system or a storage client."""
+    clients = {"botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs"}
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in clients
 
 
 def explain(error: BaseException) -> str:

@@ -81,6 +81,8 @@ def ray_session(address: str | None, local_cpus: int | None) -> Iterator[None]:
         "log_to_driver": False,
         "logging_level": "ERROR",
     }
+    if joins_cluster(address):
+        _check_address(address or os.environ["RAY_ADDRESS"])
     try:
         if joins_cluster(address):
             ray.init(address=address or "auto", **common)
@@ -106,6 +108,17 @@ def ray_session(address: str | None, local_cpus: int | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Ray itself tries for minutes to reach a head that is not there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto" and the like
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise UsageError(f"no Ray cluster answers at {address}; check ray_address or RAY_ADDRESS") from error
 
 
 def _free_of_the_jobs(variables: dict[str, str]) -> dict[str, str]:

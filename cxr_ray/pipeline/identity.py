@@ -63,7 +63,7 @@ def read_identity(publisher: Publisher) -> Identity | None:
             return None
         raise OutputError(
             f"OUTPUT {url} holds files that are not of a cxr_ray run (no {IDENTITY_FILE}); "
-            "choose an empty or new place"
+            "give the OUTPUT of a job, or an empty or new place for a new one"
         )
     try:
         record = json.loads(raw)

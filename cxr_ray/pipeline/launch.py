@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, NoReturn
 
-from cxr_ray.archives.storage import explain
+from cxr_ray.archives.storage import explain, is_storage_error
 from cxr_ray.errors import CxrRayError, UsageError
 from cxr_ray.pipeline.job import EXIT_FAILED, EXIT_USAGE
-from cxr_ray.pipeline.options import JobOptions, job_options
+from cxr_ray.pipeline.options import JobOptions, ScoreOptions, job_options
 
 #: Options whose keys are the user's (fsspec options, manifest columns).
 _OPEN_MAPPINGS = tuple(
@@ -68,12 +70,6 @@ def run_job(config: Any, schema: type[JobOptions], run: Callable[[Any], int]) ->
     raise SystemExit(code)
 
 
-def is_storage_error(error: BaseException) -> bool:
-    """Whether an exception comes from a file system or a storage client."""
-    clients = {"botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs"}
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in clients
-
-
 def without_paths(message: str) -> str:
     """A message for ``keep_uri=false``: addresses, paths and quoted names withheld."""
     return re.sub(r"\w+://\S+|(?<!\w)[~.]*/\S+|'[^']*'", "(withheld)", message)
@@ -84,13 +80,20 @@ def _leave(sentence: str, code: int) -> NoReturn:
     raise SystemExit(code) from None
 
 
+def _option_names() -> list[str]:
+    return [option.name for option in fields(ScoreOptions)]
+
+
 def refusal(error: BaseException) -> str:
     """One sentence that names the option and never quotes its value, which may be a secret."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
     quoted = re.search(r"[+~]*([\w.@/]+)=", str(getattr(error, "override", None) or first))
     if quoted is None:
-        return f"{first} (options: docs/reference/options.md)"
+        unknown = re.search(r"Could not override '([\w.@/]+)'", first)
+        near = difflib.get_close_matches(unknown[1], _option_names(), n=1) if unknown else []
+        hint = f"did you mean {near[0]}?" if near else "options: docs/reference/options.md"
+        return f"{first.rstrip('.')} ({hint})"
     name = quoted[1]
     return (
         f"the value of {name} cannot be read; put values with commas, spaces, quotes or equals signs in "

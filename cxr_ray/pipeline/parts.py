@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cxr_ray.errors import PublishConflict
+from cxr_ray.archives.storage import explain
+from cxr_ray.errors import PublishConflict, StorageWriteError
 from cxr_ray.pipeline.identity import KIND_SCORES
 from cxr_ray.pipeline.publish import Publisher, footer_identity
 from cxr_ray.pipeline.score_table import SCORE_FOLDER, score_table
@@ -121,7 +122,10 @@ def publish_part(publisher: Publisher, unit: pa.Table, kind: str, footer: PartFo
     table = finished_table(unit, kind, footer)
     data = encode_part(table)
     name = part_name(kind, footer.unit_id)
-    won = publisher.publish(name, data)
+    try:
+        won = publisher.publish(name, data)
+    except Exception as error:  # storage clients raise what they like
+        raise StorageWriteError(f"OUTPUT cannot be written ({explain(error)})") from error
     if not won:
         with publisher.storage.fs.open(publisher.path(name), "rb") as handle:
             winner = pq.read_metadata(handle)

@@ -15,7 +15,7 @@ from typing import Any
 from cxr_ray.archives.inputs import image_id_of
 from cxr_ray.archives.listing import ListingReport, check_access, list_archive
 from cxr_ray.archives.manifest import ManifestOptions
-from cxr_ray.archives.storage import Storage
+from cxr_ray.archives.storage import Storage, explain, is_storage_error
 from cxr_ray.errors import ArchiveError, CxrRayError, RunFailed, UsageError
 from cxr_ray.pipeline import summary
 from cxr_ray.pipeline.assignments import make_assignments
@@ -349,6 +349,8 @@ def _root_cause(error: BaseException) -> str:
         if not isinstance(inner, BaseException) or inner is seen:
             break
         seen = inner
-    lines = [line.strip() for line in str(seen).splitlines() if line.strip()]
-    last = lines[-1] if lines else ""
-    return last if isinstance(seen, CxrRayError) and last else f"{type(seen).__name__}: {last}".rstrip(": ")
+    if isinstance(seen, CxrRayError):
+        return str(seen).splitlines()[0].rstrip(".")
+    first = (str(seen).splitlines() or [""])[0]
+    what = explain(seen) if is_storage_error(seen) else f"{type(seen).__name__}: {first}".rstrip(": ")
+    return f"a worker failed ({what})"

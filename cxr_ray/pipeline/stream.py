@@ -132,7 +132,8 @@ def run_assignments(
     no_progress_seconds: float = 1800.0,
 ) -> Iterator[PartRecord]:
     """Run the graph over open units; yields a record per published part, as they are published."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # our progress lines replace its own
+    # Our own lines replace its progress, and one sentence replaces its tracebacks (both stay in Ray's log files).
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1

@@ -72,8 +72,8 @@ def _csv_line(values: tuple[Any, ...]) -> str:
     buffer = io.StringIO()
     # Nested values (flags, path_logits, carry) as JSON: the one text form that reads back unambiguously.
     texts = [json.dumps(value) if isinstance(value, (list, dict)) else value for value in values]
-    csv.writer(buffer, lineterminator="").writerow(texts)
-    return buffer.getvalue()
+    csv.writer(buffer, lineterminator="\n").writerow(texts)  # it quotes only the line ends that it knows
+    return buffer.getvalue().removesuffix("\n")
 
 
 def _json(columns: tuple[str, ...], rows: Iterator[tuple[Any, ...]]) -> Iterator[str]:

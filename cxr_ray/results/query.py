@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from cxr_ray.archives.storage import Storage
-from cxr_ray.errors import MissingExtra, UsageError
+from cxr_ray.errors import MissingExtra, OutputError, UsageError
 from cxr_ray.pipeline.identity import Identity
 from cxr_ray.results.table import is_local, open_output, open_parts, score_parts
 
@@ -58,11 +58,16 @@ def connect(storage: Storage, identity: Identity) -> Any:
     duckdb = import_duckdb()
     parts = score_parts(storage, identity)
     connection = duckdb.connect(":memory:")
-    if is_local(storage):
-        connection.read_parquet(parts).create_view("scores")
-    else:
-        connection.register("scores", open_parts(storage, parts))
-    connection.execute(VIEWS)
+    try:
+        if is_local(storage):
+            connection.read_parquet(parts).create_view("scores")
+        else:
+            connection.register("scores", open_parts(storage, parts))
+        connection.execute(VIEWS)
+    except duckdb.Error as error:
+        raise OutputError(
+            f"the table cannot be read ({_short(error)}); `cxr-ray verify` says which part is damaged"
+        ) from error
     return connection
 
 
@@ -71,6 +76,8 @@ def execute(connection: Any, sql: str, parameters: Sequence[Any] = ()) -> QueryR
     duckdb = import_duckdb()
     try:
         cursor = connection.execute(sql, list(parameters))
+        if cursor is None:
+            raise UsageError("the statement is empty; give SQL such as: SELECT count(*) FROM scores")
         columns = tuple(column[0] for column in cursor.description or ())
         # The first rows here: an error in the data (a cast, a division) must be an error of the statement.
         first = cursor.fetchmany(_FETCH) if columns else []

@@ -88,7 +88,7 @@ def verify_output(
     found.generations = len(chain.generations)
     if not chain.generations:
         found.problems.append(
-            f"no committed plan in {plan_storage.url}; run the job again, or name the plan's folder"
+            f"no committed plan in {plan_storage.url}; run the job again, or name its plan folder with --plan-dir"
         )
         return found
     with tempfile.TemporaryDirectory(prefix="cxr-ray-verify-") as spill:

@@ -1,0 +1,65 @@
+"""A storage that fails midway: exit 1, one sentence, nothing lost; the same command finishes the table."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from s3_server import S3Server
+
+from cxr_ray.archives.storage import open_storage
+from end_to_end.commands import read_table, run_job, write_films
+
+
+def one_line(text: str) -> str:
+    """The only line of ``text`` that is not of Ray's native core, which writes past Python's logging."""
+    lines = [line for line in text.strip().splitlines() if "core_worker.cc" not in line]
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+def test_refused_reads_and_writes_end_in_one_sentence(s3_server: S3Server, tmp_path: Path) -> None:
+    write_films(tmp_path / "films", 3)
+    bucket = s3_server.make_bucket()
+    fs = s3_server.filesystem()
+    for path in (tmp_path / "films").iterdir():
+        fs.pipe_file(f"{bucket}/films/{path.name}", path.read_bytes())
+    settings = "{" + ", ".join(f"{k}: '{v}'" for k, v in s3_server.storage_options.items()) + "}"
+    job = (
+        f"archive=s3://{bucket}/films",
+        f"output=s3://{bucket}/out",
+        "weights=seeded",
+        f"archive_options={settings}",
+        f"output_options={settings}",
+    )
+    try:
+        s3_server.set_faults(1.0, kinds=("403",), match="films/film-001.png")
+        done = run_job("score", *job)
+        assert done.code == 1
+        assert "access denied" in one_line(done.err)
+        s3_server.set_faults(1.0, kinds=("403",), match="scores/part-")
+        done = run_job("score", *job)
+        assert done.code == 1
+        assert "OUTPUT cannot be written (access denied)" in one_line(done.err)
+    finally:
+        s3_server.clear_faults()
+    done = run_job("score", *job)
+    assert done.code == 0, done.err[-2000:]
+    storage = open_storage(f"s3://{bucket}/out", s3_server.storage_options)
+    assert read_table(f"{bucket}/out/scores", filesystem=storage.fs).num_rows == 3
+
+
+def test_a_cluster_that_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
+    write_films(tmp_path / "films", 1)
+    start = time.monotonic()
+    done = run_job(
+        "score",
+        f"archive={tmp_path}/films",
+        f"output={tmp_path}/out",
+        "weights=seeded",
+        "ray_address=127.0.0.1:1",
+    )
+    assert done.code == 2
+    assert "no Ray cluster answers" in one_line(done.err)
+    assert time.monotonic() - start < 60
+    assert not (tmp_path / "out").exists()
