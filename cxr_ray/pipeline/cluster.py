@@ -139,6 +139,21 @@ def _exit_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, leave)
 
 
+@contextmanager
+def machines(address: str | None, *, dry_run: bool, gpus: int) -> Iterator[Machines]:
+    """What a job may use: the cluster that it joins for the time of the run, or this machine.
+
+    Args:
+        dry_run: starts no Ray.
+        gpus: GPUs of this machine, for a local run.
+    """
+    if dry_run or not joins_cluster(address):
+        yield local_machines(gpus)
+        return
+    with ray_session(address, None):
+        yield cluster_machines()
+
+
 def cluster_machines() -> Machines:
     """The joined cluster's CPUs and GPUs."""
     resources = ray.cluster_resources()

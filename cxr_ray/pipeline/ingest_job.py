@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from cxr_ray.errors import UsageError
 from cxr_ray.pipeline import cluster
 from cxr_ray.pipeline.code_version import code_version
@@ -30,13 +28,7 @@ def run_ingest(options: IngestOptions) -> int:
         )
     identity = shard_identity(options, job)
     check_identity(job.existing, identity, job.output.storage.url)
-    with contextlib.ExitStack() as stack:
-        joined = cluster.joins_cluster(options.ray_address) and not options.dry_run
-        if joined:
-            stack.enter_context(cluster.ray_session(options.ray_address, None))
-            machines = cluster.cluster_machines()
-        else:
-            machines = cluster.local_machines(0)
+    with cluster.machines(options.ray_address, dry_run=options.dry_run, gpus=0) as machines:
         resources = share(
             cpus=machines.cpus,
             gpus=machines.gpus,
@@ -69,7 +61,7 @@ def run_ingest(options: IngestOptions) -> int:
             work=work,
             from_shards=False,
             say=job.say,
-            ray_ready=joined,
+            ray_ready=not machines.local,
         )
         return report_end(screening, job)
 

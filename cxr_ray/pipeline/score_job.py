@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -67,13 +66,7 @@ def run_score(options: ScoreOptions, scorer: Callable[[], Any] | None = None) ->
             f"mask_style={options.mask_style} is not in the bundle; it has {', '.join(bundle.meta.mask_styles)}"
         )
     job = open_job(options, KIND_SCORES)
-    with contextlib.ExitStack() as stack:
-        joined = cluster.joins_cluster(options.ray_address) and not options.dry_run
-        if joined:
-            stack.enter_context(cluster.ray_session(options.ray_address, None))
-            machines = cluster.cluster_machines()
-        else:
-            machines = cluster.local_machines(_local_gpus())
+    with cluster.machines(options.ray_address, dry_run=options.dry_run, gpus=_local_gpus()) as machines:
         resources = share(
             cpus=machines.cpus,
             gpus=machines.gpus,
@@ -111,7 +104,7 @@ def run_score(options: ScoreOptions, scorer: Callable[[], Any] | None = None) ->
             work=work,
             from_shards=job.shards is not None,
             say=job.say,
-            ray_ready=joined,
+            ray_ready=not machines.local,
         )
         job.say(f"weights: {bundle.meta.name}; scorers: {resources.actors} on {resources.device}")
         if not bundle.meta.trained:
