@@ -35,6 +35,9 @@ from cxr_ray.preprocess import COLUMNS, ROWS, preprocess
 ROOT = Path(__file__).parents[1]
 PROCESSES = 2
 
+#: Small shards, so that the smaller of the two runs has started every worker process that the larger one uses.
+SHARD_ROWS = 250
+
 
 # -- throughput ----------------------------------------------------------------------------------------
 
@@ -150,14 +153,14 @@ def make_shards(folder: Path, images: int) -> str:
     identity = Identity(kind=KIND_SHARDS, document=document)
     publisher = Publisher(open_storage(str(folder)))
     claim_identity(publisher, identity)
-    for start in range(0, images, 1000):
+    for start in range(0, images, SHARD_ROWS):
         rows = []
-        for number in range(start, min(start + 1000, images)):
+        for number in range(start, min(start + SHARD_ROWS, images)):
             noisy = frames[number % 8] ^ rng.integers(0, 4, (ROWS, COLUMNS), np.uint8)
             row = {"image_id": f"{number:032x}", "uri": f"file:///films/{number}.png", "status": READY}
             rows.append(row | {"flags": [], "pixels": noisy.tobytes()})
         footer = PartFooter(
-            identity=identity.hash, unit_id=f"g00000-u{start // 1000:06d}", generation=0, attempt="bench",
+            identity=identity.hash, unit_id=f"g00000-u{start // SHARD_ROWS:06d}", generation=0, attempt="bench",
             code_version="bench", device="cpu", compute_batch=None, threads=None, dtype=None, weights=None,
             decode_policy="corrected", calibration_id=None, fencing="create_only",
         )  # fmt: skip
@@ -177,7 +180,7 @@ def reading_cpu(archive: str) -> float:
 
 def overhead(arguments: argparse.Namespace) -> None:
     """Print CPU milliseconds per image beyond reading, start-up subtracted."""
-    few, many = arguments.images // 5, arguments.images + arguments.images // 5
+    few, many = 3 * arguments.images // 10, 13 * arguments.images // 10
     with tempfile.TemporaryDirectory() as folder:
         totals, reading = [], []
         for images in (few, many):
