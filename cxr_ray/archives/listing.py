@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +15,17 @@ from cxr_ray.archives.manifest import ManifestOptions, list_manifest
 from cxr_ray.archives.storage import Storage, explain
 from cxr_ray.errors import ArchiveError, ChangedInput, MissingInput, StorageReadError
 
-__all__ = ["DEFAULT_EXCLUDE", "ListingReport", "ManifestOptions", "check_access", "list_archive"]
+__all__ = [
+    "DEFAULT_EXCLUDE",
+    "ListingReport",
+    "ManifestOptions",
+    "check_access",
+    "check_readable",
+    "list_archive",
+]
+
+#: One file may be locked or in cold storage; several at the front hardly are.
+_FILES_TO_TRY = 5
 
 MANIFEST_SUFFIXES = (".csv", ".parquet")
 
@@ -78,6 +89,30 @@ def check_access(storage: Storage) -> FileFacts | None:
         raise ArchiveError(
             f"The archive {name} cannot be reached: {explain(error)}; check address, network and credentials."
         ) from error
+
+
+def check_readable(storage: Storage) -> None:
+    """Read one byte of the root, or of one of the first files below it: a right to list is no right to read.
+
+    Raises ArchiveError, as ``check_access``, or when none of the first files can be read.
+    """
+    if check_access(storage) is not None:
+        paths = [storage.path]
+    else:
+        found = itertools.islice(walk(storage, ListingReport()), _FILES_TO_TRY)
+        paths = [file.path for file in found if file.facts is not None and file.facts.size]
+    refused: Exception | None = None
+    for path in paths:
+        try:
+            storage.fs.cat_file(path, start=0, end=1)
+            return
+        except Exception as error:  # storage clients raise what they like; the next file may answer
+            refused = error
+    if refused is not None:
+        raise ArchiveError(
+            f"The archive {storage.url} can be listed but not read ({explain(refused)}); "
+            "grant read access to its files."
+        ) from refused
 
 
 def _list(

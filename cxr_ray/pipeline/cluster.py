@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cxr_ray.archives.listing import check_readable
 from cxr_ray.archives.storage import Storage, explain
 from cxr_ray.errors import CxrRayError, OutputError, UsageError
 from cxr_ray.pipeline.code_version import code_version
@@ -188,8 +189,9 @@ def check_node(expected: NodeExpectation, bundle: bytes | None) -> str | None:
     if bundle is not None and hashlib.sha256(bundle).hexdigest() != expected.bundle_sha256:
         return "received a damaged weights bundle; check the network between the nodes"
     try:
-        if not expected.archive.fs.exists(expected.archive.path):
-            return f"does not find the archive {expected.archive.url}; it must be on storage that every node reads"
+        check_readable(expected.archive)
+    except CxrRayError as error:
+        return f"cannot read the archive: {error}"
     except Exception as error:
         return f"cannot read the archive {expected.archive.url} ({explain(error)}); give it credentials or access"
     try:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cxr_ray.archives.inputs import image_id_of
-from cxr_ray.archives.listing import ListingReport, check_access, list_archive
+from cxr_ray.archives.listing import MANIFEST_SUFFIXES, ListingReport, check_access, list_archive
 from cxr_ray.archives.manifest import ManifestOptions
 from cxr_ray.archives.storage import Storage, explain, is_storage_error
 from cxr_ray.errors import ArchiveError, CxrRayError, RunFailed, UsageError
@@ -117,10 +117,22 @@ class Screening:
 
     def check_archive(self) -> None:
         """Refuse an archive that is not there, before anything else is started."""
+        options = self.options
+        if (options.manifest.columns or options.manifest.root or options.carry) and not (
+            self.archive.url.endswith(MANIFEST_SUFFIXES)
+        ):
+            raise ArchiveError(
+                "manifest= and carry= are for an archive that is a .csv or .parquet manifest; "
+                f"{self.archive.url} is none"
+            )
         check_access(self.archive)
 
     def list_new(self, plan: Plan) -> Listing:
-        """List the archive and select what no generation holds yet."""
+        """List the archive and select what no generation holds yet.
+
+        Raises:
+            ArchiveError: nothing in it is an image.
+        """
         with self._timed("list"):
             report = ListingReport()
             listing = spool_listing(self._inputs(report), self.work.settings.privacy)
@@ -129,6 +141,11 @@ class Screening:
                 for name, count in asdict(report).items()
                 if count and name not in ("listed", "containers")
             }
+            if not len(listing.ids):
+                listing.close()
+                left_out = listing.report.get("excluded", 0)
+                also = f" ({left_out} files were left out by name, see exclude=)" if left_out else ""
+                raise ArchiveError(f"the archive {self.archive.url} holds no images{also}; check archive=")
             select_new(listing, plan.image_ids(), self.options.limit)
         return listing
 
@@ -189,10 +206,6 @@ class Screening:
         """Commit a generation of what is new, and publish it."""
         listing = self.list_new(plan)
         try:
-            if not len(listing.ids):
-                left_out = listing.report.get("excluded", 0)
-                also = f" ({left_out} files were left out by name, see exclude=)" if left_out else ""
-                raise ArchiveError(f"the archive {self.archive.url} holds no images{also}; check archive=")
             if not listing.images:
                 return plan
             self._make_ready(stack)

@@ -146,3 +146,10 @@ def test_bad_score_options_are_refused_before_anything_starts(
     done = run_job("score", f"archive={archive}", f"output={tmp_path}/out", "weights=seeded", option)
     assert_refused(done, option.split("=")[0])
     assert not (tmp_path / "out").exists()
+
+
+def test_manifest_options_on_a_folder(archive: Path, tmp_path: Path) -> None:
+    options = ("manifest.columns={uri: file}", "carry=[ward]")
+    done = run_job("score", f"archive={archive}", f"output={tmp_path}/out", "weights=seeded", *options)
+    assert_refused(done, "manifest")
+    assert not (tmp_path / "out").exists()
