@@ -62,3 +62,12 @@ def test_the_users_own_keys_need_no_plus_sign() -> None:
     assert open_mapping("manifest.columns={uri: file}") == "++manifest.columns={uri: file}"
     assert open_mapping("manifest.root=x") == "manifest.root=x"
     assert open_mapping("archive=x") == "archive=x"
+
+
+@pytest.mark.parametrize("wrong", [{"variant": "loud"}, {"dtype": "bfloat16"}])
+def test_what_a_scorer_would_refuse_is_refused_on_the_driver(wrong: dict[str, str]) -> None:
+    from cxr_ray.pipeline.score_job import check_score_options
+
+    check_score_options(ScoreOptions(archive="a", output="b", variant="threshold"))
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        check_score_options(ScoreOptions(archive="a", output="b", **wrong))

@@ -78,7 +78,6 @@ def ray_session(address: str | None, local_cpus: int | None) -> Iterator[None]:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     common: dict[str, Any] = {
-        "runtime_env": {"env_vars": _free_of_the_jobs(WORKER_ENVIRONMENT)},
         "log_to_driver": False,
         "logging_level": "ERROR",
     }
@@ -86,16 +85,20 @@ def ray_session(address: str | None, local_cpus: int | None) -> Iterator[None]:
         _check_address(address or os.environ["RAY_ADDRESS"])
     try:
         if joins_cluster(address):
-            ray.init(address=address or "auto", **common)
+            runtime_env = {"env_vars": _free_of_the_jobs(WORKER_ENVIRONMENT)}
+            ray.init(address=address or "auto", runtime_env=runtime_env, **common)
         else:
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            ray.init(
-                address="local",
-                num_cpus=local_cpus,
-                include_dashboard=False,
-                object_store_memory=min(_OBJECT_STORE_BYTES, int(memory * 0.25)),
-                **common,
-            )
+            # Inherited by every process that Ray starts here. A runtime_env would do the same, but needs
+            # workers of its own beside those that Ray has started already: seconds of CPU for each.
+            with _environment(WORKER_ENVIRONMENT):
+                ray.init(
+                    address="local",
+                    num_cpus=local_cpus,
+                    include_dashboard=False,
+                    object_store_memory=min(_OBJECT_STORE_BYTES, int(memory * 0.25)),
+                    **common,
+                )
     except ConnectionError as error:
         raise UsageError(
             f"no Ray cluster answers at {address or os.environ.get('RAY_ADDRESS')}; check ray_address or RAY_ADDRESS"
@@ -109,6 +112,20 @@ def ray_session(address: str | None, local_cpus: int | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _check_address(address: str) -> None:

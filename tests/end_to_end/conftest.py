@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from end_to_end.commands import score, write_films
+from end_to_end.commands import score, score_cheaply, write_films
 
 
 @pytest.fixture(scope="session")
@@ -29,4 +29,12 @@ def scored_films(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """OUTPUT of a job over ``films``; tests must not change it."""
     output = tmp_path_factory.mktemp("scored") / "out"
     score(films, output)
+    return output
+
+
+@pytest.fixture(scope="session")
+def cheaply_scored_films(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """OUTPUT over ``films`` of a scorer that needs no network; tests must not change it."""
+    output = tmp_path_factory.mktemp("cheap") / "out"
+    score_cheaply(films, output)
     return output

@@ -8,7 +8,7 @@ from pathlib import Path
 from s3_server import S3Server
 
 from cxr_ray.archives.storage import open_storage
-from end_to_end.commands import read_table, run_job, write_films
+from end_to_end.commands import CHEAP_SCORE, read_table, run_command, run_job, write_films
 
 
 def one_line(text: str) -> str:
@@ -24,26 +24,24 @@ def test_refused_reads_and_writes_end_in_one_sentence(s3_server: S3Server, tmp_p
     fs = s3_server.filesystem()
     for path in (tmp_path / "films").iterdir():
         fs.pipe_file(f"{bucket}/films/{path.name}", path.read_bytes())
-    settings = "{" + ", ".join(f"{k}: '{v}'" for k, v in s3_server.storage_options.items()) + "}"
+    options = s3_server.storage_options.items()
     job = (
         f"archive=s3://{bucket}/films",
         f"output=s3://{bucket}/out",
-        "weights=seeded",
-        f"archive_options={settings}",
-        f"output_options={settings}",
+        *(f"{place}_options.{name}={value}" for place in ("archive", "output") for name, value in options),
     )
     try:
         s3_server.set_faults(1.0, kinds=("403",), match="films/film-001.png")
-        done = run_job("score", *job)
+        done = run_command(CHEAP_SCORE, *job)
         assert done.code == 1
         assert "access denied" in one_line(done.err)
         s3_server.set_faults(1.0, kinds=("403",), match="scores/part-")
-        done = run_job("score", *job)
+        done = run_command(CHEAP_SCORE, *job)
         assert done.code == 1
         assert "OUTPUT cannot be written (access denied)" in one_line(done.err)
     finally:
         s3_server.clear_faults()
-    done = run_job("score", *job)
+    done = run_command(CHEAP_SCORE, *job)
     assert done.code == 0, done.err[-2000:]
     storage = open_storage(f"s3://{bucket}/out", s3_server.storage_options)
     assert read_table(f"{bucket}/out/scores", filesystem=storage.fs).num_rows == 3

@@ -12,7 +12,7 @@ from s3_server import S3Server
 from cxr_ray.archives.storage import open_storage
 from end_to_end.commands import by_content, read_table, run_until, score, write_films
 
-FILMS = 48
+FILMS = 40
 
 
 @pytest.fixture(scope="module")

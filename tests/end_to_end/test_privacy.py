@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cxr_ray.phantoms import write_sample_archive
-from end_to_end.commands import Finished, job_environment, read_table, run_command, run_job, score
+from end_to_end.commands import Finished, job_environment, read_table, run_command, run_job, score_cheaply
 
 ENV = job_environment(CXR_RAY_KEY="a secret of at least thirty-two bytes")
 NAME = "SMITH-JOHN"
@@ -21,7 +21,7 @@ def private(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
     root = tmp_path_factory.mktemp("private")
     write_sample_archive(root / NAME / "films", count=5)
     options = ("keep_uri=false", f"plan_dir={root}/plan", "exclude=['*.txt','*SMITH*.csv']")
-    done = score(root / NAME, root / "out", *options, env=ENV)
+    done = score_cheaply(root / NAME, root / "out", *options, env=ENV)
     return root, done
 
 

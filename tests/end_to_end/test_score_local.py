@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxr_ray.pipeline.score_table import NUMBER_FIELDS, PICTURE_FIELDS, SCORE_SCHEMA
-from end_to_end.commands import read_table, run_job, score, write_films
+from end_to_end.commands import read_table, run_job, score_cheaply, write_films
 
 
 def part_times(output: Path) -> dict[str, int]:
@@ -83,13 +83,13 @@ def test_running_again_changes_nothing_and_exit_3_is_the_users_choice(
 def test_limit_then_extend_appends_only_what_is_new(tmp_path: Path) -> None:
     archive, output = tmp_path / "films", tmp_path / "out"
     write_films(archive, 4)
-    first = score(archive, output, "limit=3")
+    first = score_cheaply(archive, output, "limit=3")
     assert first.summary["planned"] == 3
     before = part_times(output)
     write_films(archive, 6)
-    unchanged = score(archive, output, "extend=false")
+    unchanged = score_cheaply(archive, output, "extend=false")
     assert unchanged.summary["planned"] == 3
-    second = score(archive, output)
+    second = score_cheaply(archive, output)
     assert second.summary["planned"] == 6
     after = part_times(output)
     assert {name: after[name] for name in before} == before
@@ -105,19 +105,19 @@ def test_a_film_gone_or_changed_since_planning_is_a_row(tmp_path: Path) -> None:
 
     archive, output = tmp_path / "films", tmp_path / "out"
     paths = write_films(archive, 3)
-    score(archive, output)
+    score_cheaply(archive, output)
     # Take the published part away, as if the run had been killed before: the plan stays.
     for part in (output / "scores").iterdir():
         part.unlink()
     paths[0].unlink()
     paths[1].write_bytes(paths[2].read_bytes() + b"more")
     assert open_plan(Publisher(open_storage(str(output)))).images == 3
-    score(archive, output)
+    score_cheaply(archive, output)
     reasons = {Path(row["uri"]).name: row["reason"] for row in read_table(output / "scores").to_pylist()}
     assert reasons == {"film-000.png": "missing", "film-001.png": "changed", "film-002.png": None}
 
 
 def test_dry_run_counts_and_writes_nothing(films: Path, tmp_path: Path) -> None:
-    done = score(films, tmp_path / "out", "dry_run=true")
+    done = score_cheaply(films, tmp_path / "out", "dry_run=true")
     assert done.summary["new_images"] == 15
     assert not (tmp_path / "out").exists()
