@@ -69,9 +69,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:
-            process.wait(timeout=40)
+            process.wait(timeout=5)  # a head drains for up to 30 s; nothing here is worth draining
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
 
