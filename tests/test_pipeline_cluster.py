@@ -1,0 +1,77 @@
+"""What the check of a node refuses, in words that follow "node NAME"; run here as Ray runs it on a node."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cxr_ray.archives.storage import open_storage
+from cxr_ray.pipeline.cluster import (
+    NodeExpectation,
+    _environment,
+    _free_of_the_jobs,
+    check_node,
+    publish_token,
+)
+from cxr_ray.pipeline.code_version import code_version
+from cxr_ray.pipeline.publish import Publisher
+
+BUNDLE = b"the bytes of a bundle"
+
+
+@pytest.fixture
+def sound(tmp_path: Path) -> NodeExpectation:
+    """An expectation that this process meets."""
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "a.png").write_bytes(b"film")
+    output = Publisher(open_storage(str(tmp_path / "out")))
+    return NodeExpectation(
+        code=code_version(),
+        archive=open_storage(str(tmp_path / "films")),
+        output=output,
+        bundle_sha256=hashlib.sha256(BUNDLE).hexdigest(),
+        token_name=publish_token(output),
+    )
+
+
+def test_a_sound_node_passes_and_nothing_but_the_token_is_left(sound: NodeExpectation) -> None:
+    assert check_node(sound, BUNDLE) is None
+    assert sound.output.names("staging") == [sound.token_name.rsplit("/", 1)[-1]]
+
+
+def test_other_code_is_refused(sound: NodeExpectation) -> None:
+    assert "install the same version" in str(check_node(replace(sound, code="0.0.1+x"), BUNDLE))
+
+
+def test_a_damaged_bundle_is_refused(sound: NodeExpectation) -> None:
+    assert "damaged weights bundle" in str(check_node(sound, BUNDLE[:-1]))
+
+
+def test_an_archive_that_the_node_does_not_see_is_refused(sound: NodeExpectation, tmp_path: Path) -> None:
+    elsewhere = replace(sound, archive=open_storage(str(tmp_path / "not-mounted")))
+    assert "cannot read the archive" in str(check_node(elsewhere, BUNDLE))
+
+
+def test_an_output_on_the_nodes_own_disk_is_refused(sound: NodeExpectation, tmp_path: Path) -> None:
+    own = replace(sound, output=Publisher(open_storage(str(tmp_path / "own"))))
+    assert "another OUTPUT than the driver" in str(check_node(own, BUNDLE))
+
+
+def test_the_jobs_own_variables_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "2"}}}'
+    )
+    assert _free_of_the_jobs({"OMP_NUM_THREADS": "1", "B": "2"}) == {"B": "2"}
+
+
+def test_the_drivers_environment_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEPT", "before")
+    monkeypatch.delenv("FRESH", raising=False)
+    with _environment({"KEPT": "during", "FRESH": "x"}):
+        assert os.environ["KEPT"] == "during"
+    assert os.environ["KEPT"] == "before"
+    assert "FRESH" not in os.environ
