@@ -55,7 +55,7 @@ class FoldedBranch(nn.Module):
         assert isinstance(branch.norm, BatchNorm)
         self.scratch = scratch
         self.dilation = branch.first.depthwise.dilation[0]
-        self.pad = branch.first.pad
+        self.pad = branch.first.depthwise.pad
         weight, bias = fold(branch.first.pointwise, branch.norm)
         self.register_buffer("first_depthwise", _channels_last(branch.first.depthwise.weight))
         self.register_buffer("first_pointwise", _channels_last(weight))

@@ -7,16 +7,18 @@ size, is a cross-correlation and pads with zeros.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from cxr_ray.nets.depthwise import DepthwiseConv
 
 LEAKY_SLOPE = 0.1
 BRANCHES = ((3, 1), (5, 3), (7, 5))
 """Module 1: (kernel, dilation) of the three branches."""
-SPATIAL_DROPOUT = 0.05
 
 
 class BatchNorm(nn.Module):
@@ -34,12 +36,15 @@ class BatchNorm(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.momentum = self.MOMENTUM
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        if self.training and x_BCHW.device.type == "cpu":
+            return self._normalise_exactly(x_BCHW)
         return F.batch_norm(
             x_BCHW,
             self.running_mean,
@@ -47,9 +52,46 @@ class BatchNorm(nn.Module):
             self.weight,
             self.bias,
             training=self.training,
-            momentum=self.MOMENTUM,
+            momentum=self.momentum,
             eps=self.EPS,
         )
+
+    def _normalise_exactly(self, x_BCHW: Tensor) -> Tensor:
+        """Train mode on a CPU, with statistics taken in two passes.
+
+        torch's own pass over channels-last tensors adds up squares in float32, which loses the variance where means
+        are several standard deviations from 0.
+        """
+        with torch.no_grad():
+            values_NC = x_BCHW.permute(0, 2, 3, 1).reshape(-1, x_BCHW.shape[1])
+            mean = values_NC.mean(0)
+            variance = (values_NC - mean).square_().mean(0)
+            n = len(values_NC)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (n / max(n - 1, 1)), self.momentum)
+        out: Tensor = _BatchNormalised.apply(x_BCHW, self.weight, self.bias, mean, variance, self.EPS)
+        return out
+
+
+class _BatchNormalised(torch.autograd.Function):
+    """Batch norm in train mode with the batch statistics given."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_BCHW: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float
+    ) -> Tensor:
+        ctx.save_for_backward(x_BCHW, weight, mean, (variance + eps).rsqrt())
+        ctx.eps = eps
+        return F.batch_norm(x_BCHW, mean, variance, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x_BCHW, weight, mean, inverse_std = ctx.saved_tensors
+        gradients = torch.ops.aten.native_batch_norm_backward(
+            gradient, x_BCHW, weight, None, None, mean, inverse_std, True, ctx.eps, [True, True, True]
+        )
+        return (*gradients, None, None, None)
 
 
 class SeparableConv(nn.Module):
@@ -57,16 +99,11 @@ class SeparableConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, kernel: int, dilation: int) -> None:
         super().__init__()
-        self.pad = dilation * (kernel - 1) // 2
-        self.depthwise = nn.Conv2d(
-            in_channels, in_channels, kernel, dilation=dilation, groups=in_channels, bias=False
-        )
+        self.depthwise = DepthwiseConv(in_channels, kernel=kernel, dilation=dilation)
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        # An explicit pad, since oneDNN takes a path several times slower for a wide dilated kernel with padding.
-        p = self.pad
-        return self.pointwise(self.depthwise(F.pad(x_BCHW, (p, p, p, p))))
+        return pointwise(self.pointwise, self.depthwise(x_BCHW))
 
 
 class Branch(nn.Module):
@@ -108,13 +145,23 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x0 = x_BCHW if self.pre_norm is None else F.leaky_relu(self.pre_norm(x_BCHW), LEAKY_SLOPE)
-        out = self.shortcut_norm(self.shortcut(x_BCHW))
+        out = self.shortcut_norm(pointwise(self.shortcut, x_BCHW))
         results = [branch(x0) for branch in self.branches]
         if self.merge == "concat":
             return out + torch.cat(results, dim=1)
         for result in results:
             out = out + result
         return out
+
+
+def pointwise(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
+    """A 1x1 convolution; while training on a CPU as the matrix product it is, for which torch has the quicker
+    gradient."""
+    if x_BCHW.device.type == "cpu" and torch.is_grad_enabled():
+        weight = conv.weight[:, :, 0, 0]
+        return F.linear(x_BCHW.permute(0, 2, 3, 1), weight, conv.bias).permute(0, 3, 1, 2)
+    out: Tensor = conv(x_BCHW)
+    return out
 
 
 def he_normal_(module: nn.Module, generator: torch.Generator) -> None:

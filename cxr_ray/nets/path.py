@@ -10,7 +10,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from cxr_ray.nets.attention import CrossAttention, glorot_uniform_
-from cxr_ray.nets.layers import LEAKY_SLOPE, SPATIAL_DROPOUT, BatchNorm, ResidualBlock, he_normal_
+from cxr_ray.nets.dropout import SpatialDropout
+from cxr_ray.nets.layers import LEAKY_SLOPE, BatchNorm, ResidualBlock, he_normal_
 
 SCATTERING_CHANNELS = 49
 IN_CHANNELS = SCATTERING_CHANNELS + 1
@@ -39,6 +40,7 @@ class Path(nn.Module):
         self.mask_threshold = mask_threshold
         self.lung_gate = lung_gate
         self.attention = CrossAttention()
+        self.dropouts = nn.ModuleList(SpatialDropout(place=i) for i in range(3))
         self.norm = BatchNorm(TRUNK_CHANNELS)
         filters = TRUNK_CHANNELS // 3
         self.block_a = ResidualBlock(TRUNK_CHANNELS, filters, branches=PATH_BRANCHES, pre_activation=False)
@@ -67,16 +69,13 @@ class Path(nn.Module):
         a0 = scattering[:, 0]
         attention = self.attention(a0, m1, m0)
         x = torch.cat((scattering, m0.unsqueeze(1), attention.unsqueeze(1)), dim=1)
-        x = self.norm(self._dropout(x))
-        x = self._dropout(self.block_a(x))
-        x = self._dropout(self.block_b(x))
+        x = self.norm(self.dropouts[0](x))
+        x = self.dropouts[1](self.block_a(x))
+        x = self.dropouts[2](self.block_b(x))
         class_map = F.leaky_relu(self.block_c(x), LEAKY_SLOPE)
         if variant is not None:
             class_map = class_map * variant_weight(a0, variant).unsqueeze(1)
         return class_map * m1.unsqueeze(1)
-
-    def _dropout(self, x: Tensor) -> Tensor:
-        return F.dropout2d(x, SPATIAL_DROPOUT, self.training)
 
 
 def variant_weight(a0_Bhw: Tensor, variant: Variant) -> Tensor:

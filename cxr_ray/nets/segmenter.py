@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from cxr_ray.nets.layers import LEAKY_SLOPE, SPATIAL_DROPOUT, ResidualBlock, he_normal_
+from cxr_ray.nets.dropout import SpatialDropout
+from cxr_ray.nets.layers import LEAKY_SLOPE, ResidualBlock, he_normal_
 
 BLOCKS = 6
 """A stem without pre-activation, then five more."""
@@ -27,6 +28,7 @@ class Segmenter(nn.Module):
         self.blocks = nn.ModuleList(
             ResidualBlock(1 if i == 0 else width, filters, pre_activation=i > 0) for i in range(blocks)
         )
+        self.dropouts = nn.ModuleList(SpatialDropout(place=i) for i in range(blocks - 1))
         self.head = nn.Conv2d(width, 2, 1)
 
     def initialise(self, seed: int = 5) -> Segmenter:
@@ -40,7 +42,7 @@ class Segmenter(nn.Module):
         for i, block in enumerate(self.blocks):
             x = block(x)
             if i + 1 < len(self.blocks):
-                x = F.dropout2d(x, SPATIAL_DROPOUT, self.training)
+                x = self.dropouts[i](x)
         return F.leaky_relu(self.head(x), LEAKY_SLOPE)
 
 
