@@ -194,6 +194,18 @@ class MissingExtra(UsageError):
     code = "missing_extra"
 
 
+class TrainingDataError(UsageError):
+    """The training manifest, its shards or its masks cannot be used as asked."""
+
+    code = "training_data"
+
+
+class LeakError(UsageError):
+    """The same patient, group or file stands on two sides of a split."""
+
+    code = "leak"
+
+
 class PublishConflict(CxrRayError):
     """A part of this name exists already and carries another identity."""
 
@@ -219,3 +231,9 @@ class RunFailed(CxrRayError):
     """A run ended before every unit was published; nothing is lost, the same command resumes it."""
 
     code = "run_failed"
+
+
+class NonfiniteLoss(CxrRayError):
+    """A training step gave NaN or infinity; the member stops and its last good checkpoint stays."""
+
+    code = "nonfinite_loss"
