@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,7 +56,17 @@ def build_parser() -> argparse.ArgumentParser:
     query.add_argument("sql", metavar="SQL", help='for example "SELECT image_id, p_covid FROM scores"')
     query.add_argument("--format", choices=("table", "csv", "json"), default="table")
     query.add_argument("--max-rows", type=int, metavar="N", help="print at most N rows (table: 40, else all)")
+    query.add_argument(
+        "--prevalence", type=float, metavar="P", help="share of positives that p_calibrated shall be valid at"
+    )
+    query.add_argument(
+        "--threshold", metavar="NAME|P", help="threshold of decision: youden, sens95, spec95, or a p_covid"
+    )
+    query.add_argument(
+        "--weights", metavar="BUNDLE", help="bundle of the same networks whose calibration is used instead"
+    )
     _storage_options(query, "output")
+    _storage_options(query, "weights")
 
     render = _command(
         commands, "render", _render, "four panels per image: image, positive, negative, difference"
@@ -157,7 +168,19 @@ def _query(options: argparse.Namespace) -> int:
 
     if options.max_rows is not None and options.max_rows < 0:
         raise UsageError(f"--max-rows takes a number of at least 0, got {options.max_rows}")
-    result = run_query(options.output, options.sql, storage_options=parse_options(options.output_option))
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        result = run_query(
+            options.output,
+            options.sql,
+            storage_options=parse_options(options.output_option),
+            prevalence=options.prevalence,
+            threshold=options.threshold,
+            calibration=options.weights,
+            calibration_options=parse_options(options.weights_option),
+        )
+    for note in notes:
+        print(f"cxr-ray: note: {note.message}", file=sys.stderr)
     for line in format_result(result, options.format, options.max_rows):
         print(line)
     return DONE

@@ -17,6 +17,8 @@ import numpy as np
 from cxr_ray.archives.inputs import image_id_of
 from cxr_ray.archives.listing import list_archive
 from cxr_ray.archives.storage import open_storage
+from cxr_ray.calibration import Calibration
+from cxr_ray.pipeline.calibrations import record_calibration
 from cxr_ray.pipeline.decode_unit import InputSettings, decode_unit
 from cxr_ray.pipeline.identity import KIND_SCORES, KIND_SHARDS, Identity, claim_identity
 from cxr_ray.pipeline.parts import PartFooter, publish_part
@@ -65,9 +67,10 @@ def make_output(
     unit_size: int = 4,
     identity: Identity = IDENTITY,
     units: int | None = None,
+    calibration: Calibration | None = None,
 ) -> Path | str:
     """Plan ``archive`` as the next generation of ``output`` and publish its units (only the first few, if
-    ``units`` says so). Returns ``output``."""
+    ``units`` says so). Without ``calibration`` none is recorded, as before there were any. Returns ``output``."""
     publisher = Publisher(open_storage(str(output), output_options))
     claim_identity(publisher, identity)
     storage = open_storage(str(archive))
@@ -87,13 +90,16 @@ def make_output(
         publisher, plan, listing, attempt=attempt, identity=identity.hash, largest=unit_size
     )
     listing.close()
+    if calibration is not None:
+        record_calibration(publisher, calibration, weights="made for tests", attempt=attempt)
+    readout = (calibration or Calibration()).readout()
     number = len(plan.generations)
     for unit in open_plan(publisher).units(number)[:units]:
         images = read_unit(publisher, unit)
         shard = unit.kind == SHARD_KIND
         table = read_shard_unit(images, {}) if shard else decode_unit(images, InputSettings())
         if identity.kind != KIND_SHARDS:
-            table = score_unit(table, MadeScorer(), min_lung_fraction=0.08)
+            table = score_unit(table, MadeScorer(), min_lung_fraction=0.08, readout=readout)
         footer = PartFooter(
             identity=identity.hash,
             unit_id=unit.unit_id,
@@ -105,7 +111,7 @@ def make_output(
             threads=1,
             dtype="float32",
             weights="made for tests",
-            calibration_id=None,
+            calibration_id=calibration.id if calibration else None,
             fencing="create_only",
             decode_policy="corrected",
         )

@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+from made_calibration import MADE
 from made_output import make_output
 
 from cxr_ray import cli
 from cxr_ray.cli import build_parser, main, parse_options
 from cxr_ray.errors import UsageError
 from cxr_ray.phantoms import write_sample_archive
-from cxr_ray.results import information
+from cxr_ray.results import information, weights_information
 from cxr_ray.results.information import information_lines
 
 COMMAND = [sys.executable, "-m", "cxr_ray.cli"]
@@ -52,7 +53,17 @@ def test_the_command_line_is_frozen() -> None:
     """Public names (DESIGN section 5): a change here breaks users' scripts."""
     assert surface(build_parser()) == {
         "info": ["--json"],
-        "query": ["--format", "--max-rows", "--output-option", "OUTPUT", "SQL"],
+        "query": [
+            "--format",
+            "--max-rows",
+            "--output-option",
+            "--prevalence",
+            "--threshold",
+            "--weights",
+            "--weights-option",
+            "OUTPUT",
+            "SQL",
+        ],
         "render": [
             "--archive-option",
             "--no-image",
@@ -106,7 +117,7 @@ def test_info_for_people_names_gpus_weights_and_missing_decoders(
     bundle = tmp_path / "bundle.json"
     bundle.write_text(json.dumps({"name": "made", "trained": True, "tensors": {}}))
     monkeypatch.setattr(information, "_NVIDIA", tmp_path / "gpus")
-    monkeypatch.setattr(information, "_BUNDLE", bundle)
+    monkeypatch.setattr(weights_information, "BUNDLE", bundle)
     monkeypatch.setattr(information, "_DECODERS", {"DICOM made up": "no_such_module"})
     facts = information.information()
     assert facts["devices"]["gpus"] == ["Some GPU 80GB"]
@@ -114,6 +125,48 @@ def test_info_for_people_names_gpus_weights_and_missing_decoders(
     lines = "\n".join(information_lines(facts))
     assert "GPU 0: Some GPU 80GB" in lines
     assert "DICOM made up: no: pip install 'cxr_ray[dicom]'" in lines
+
+
+def test_info_names_the_bundled_weights_with_their_metrics(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = {
+        "name": "made-1",
+        "trained": True,
+        "trained_on": "2 made films",
+        "mask_styles": ["v7", "jms"],
+        "metrics": {
+            "mixed_source_auc": [0.7512, 0.6, 0.85],
+            "lung_dice": {"one": {"value": 0.961, "low": 0.95, "high": 0.97}, "two": 0.95},
+        },
+        "licence_basis": "research use;\n" + "no warranty of rights. " * 20,
+        "tensors": {"never": "shown"},
+        **MADE.record(),
+    }
+    (tmp_path / "bundle.json").write_text(json.dumps(record))
+    monkeypatch.setattr(weights_information, "BUNDLE", tmp_path / "bundle.json")
+    lines = [" ".join(line.split()) for line in run(capsys, "info")[1].splitlines()]
+    for line in (
+        "name made-1",
+        "trained_on 2 made films",
+        "mask_styles v7, jms",
+        "calibration platt, valid at a prevalence of 0.25",
+        "threshold youden p_covid 0.5 (default): sensitivity 0.8 (0.7 to 0.9), specificity 0.75 (0.65 to 0.85)",
+        "mixed_source_auc 0.751 (0.6 to 0.85)",
+        "lung_dice.one 0.961 (0.95 to 0.97)",
+        "lung_dice.two 0.95",
+    ):
+        assert line in lines
+    (licence,) = [line for line in lines if line.startswith("licence_basis research use; no warranty")]
+    assert len(licence) < 200
+    facts = json.loads(run(capsys, "info", "--json")[1])["weights"]
+    assert facts == {name: value for name, value in record.items() if name != "tensors"}
+    for content, words in (("{", "damaged"), (None, "none bundled")):
+        (tmp_path / "bundle.json").unlink()
+        if content is not None:
+            (tmp_path / "bundle.json").write_text(content)
+        assert words in run(capsys, "info")[1]
+        (tmp_path / "bundle.json").touch()
 
 
 def test_query(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,6 +221,10 @@ def test_sample_says_synthetic_and_is_repeatable(tmp_path: Path, capsys: pytest.
     [
         (["query", "OUT", "SELECT nothing FROM scores"], "nothing"),
         (["query", "OUT", "SELECT 1", "--max-rows", "-1"], "at least 0"),
+        (["query", "OUT", "SELECT 1", "--prevalence", "1.5"], "between 0 and 1"),
+        (["query", "OUT", "SELECT 1", "--prevalence", "0.1"], "no calibration"),
+        (["query", "OUT", "SELECT 1", "--threshold", "sens95"], "is unknown"),
+        (["query", "OUT", "SELECT 1", "--weights", "nowhere"], "no weights bundle"),
         (["query", "OUT", "SELECT 1", "--output-option", "anon"], "KEY=VALUE"),
         (["query", "nowhere", "SELECT 1"], "holds no table"),
         (["query", "unknown://x", "SELECT 1"], "unknown"),

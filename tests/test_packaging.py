@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tomllib
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from cxr_ray.weights.files import FILES
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,6 +54,18 @@ def test_constraints_pin_everything_that_dev_brings_in() -> None:
             todo.append((other, frozenset(need.extras)))
     assert len(seen) > 80
     assert not missing, f"constraints.txt lacks {sorted(missing)}"
+
+
+def test_a_wheel_would_contain_the_bundled_weights() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["cxr_ray"]
+    for name in FILES:
+        assert any(fnmatch(f"weights/default/{name}", pattern) for pattern in patterns), f"left out: {name}"
+    # Git, the image and a job's upload must not leave them out either.
+    paths = [f"cxr_ray/weights/default/{name}" for name in FILES]
+    for rules in (".gitignore", ".rayignore", ".dockerignore"):
+        command = ["git", "-c", f"core.excludesFile={ROOT / rules}", "check-ignore", "--no-index", *paths]
+        assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout == "", rules
 
 
 def make_score(tmp_path: Path, body: str, *variables: str) -> subprocess.CompletedProcess[str]:

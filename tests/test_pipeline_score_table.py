@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from made_calibration import MADE
 
 from cxr_ray.archives.storage import open_storage
 from cxr_ray.errors import PublishConflict
@@ -81,6 +82,31 @@ def test_every_row_comes_out_with_its_own_score() -> None:
             assert row["p_covid"] == pytest.approx((99 - int(row["image_id"], 16)) / 255)
             assert row["flags"] == ["colour"]
             assert row["class_probs"] is None
+
+
+def test_a_calibration_fills_three_columns_and_changes_nothing_else() -> None:
+    derived = ["p_calibrated", "decision", "threshold_name"]
+    plain = score_unit(unit(), FixedScorer(), min_lung_fraction=0.08)
+    readout = MADE.readout(threshold=2.5 / 255)
+    scored = score_unit(unit(), FixedScorer(), min_lung_fraction=0.08, readout=readout)
+    assert scored.drop_columns(derived).equals(plain.drop_columns(derived))
+    rows = finished_table(scored, KIND_SCORES, footer()).to_pylist()
+    quarantined = [row for row in rows if row["status"] == QUARANTINED]
+    assert [[row[name] for name in derived] for row in quarantined] == [[None, None, None]]
+    for row in rows:
+        if row not in quarantined:
+            by_hand = 1 / (1 + np.exp(1 - 0.5 * row["logit"]))
+            assert row["p_calibrated"] == pytest.approx(by_hand, rel=1e-6)
+            assert row["decision"] == ("positive" if 99 - int(row["image_id"], 16) >= 3 else "negative")
+            assert row["threshold_name"] == repr(2.5 / 255)
+    assert {row["decision"] for row in rows} == {"positive", "negative", None}
+
+
+def test_little_lung_keeps_its_probability_but_gets_no_decision() -> None:
+    scores = FixedScorer(lung_fraction=[0.05]).score(np.full((1, 300, 340), 200, np.uint8))
+    values = score_values(scores, 0, min_lung_fraction=0.08, readout=MADE.readout())
+    assert values["p_calibrated"] is not None
+    assert (values["decision"], values["threshold_name"]) == (None, None)
 
 
 def test_no_lungs_is_quarantined_and_keeps_its_lung_fraction() -> None:

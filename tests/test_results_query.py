@@ -12,6 +12,7 @@ import duckdb
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from made_calibration import MADE
 from made_output import IDENTITY, make_output
 from s3_server import S3Server
 
@@ -77,11 +78,16 @@ def test_shards_and_foreign_folders_are_refused_in_one_sentence(archive: Path, t
 def test_sql_local_and_on_s3_give_the_same(archive: Path, output: Path, s3_server: S3Server) -> None:
     remote = f"s3://{s3_server.make_bucket()}/out"
     options = s3_server.storage_options
-    make_output(archive, remote, output_options=options, unit_size=3)
+    make_output(archive, remote, output_options=options, unit_size=3, calibration=MADE)
     sql = "SELECT image_id, status, reason, p_covid, path_logits, flags FROM scores ORDER BY image_id"
     assert rows(remote, sql, **options) == rows(output, sql)
     assert open_scores(remote, **options).count_rows() == 8
     assert rows(remote, "SELECT count(*) FROM duplicates", **options) == [(3,)]
+    decided = "SELECT decision, count(*) FROM scores GROUP BY ALL ORDER BY decision"
+    there = run_query(remote, decided, storage_options=options, threshold=0.15)
+    assert list(there.rows) == list(run_query(output, decided, threshold=0.15).rows)
+    recalibrated = open_scores(remote, prevalence=0.01, **options)
+    assert recalibrated.count_rows(ds.field("p_calibrated") < 0.1) == 7
     nobody = {
         **options,
         "endpoint_url": "http://127.0.0.1:1",

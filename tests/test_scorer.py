@@ -194,6 +194,19 @@ def test_an_extreme_logit_survives_where_the_probability_saturates(bundle: Bundl
     assert abs(scores.logit[0]) > 20
 
 
+def test_both_mask_styles_of_a_bundle_score(bundle: Bundle) -> None:
+    broad, narrow = bundle.segmenters["seeded"], dict(bundle.segmenters["seeded"])
+    narrow["head.weight"] = narrow["head.weight"] * 20  # the same ripple, but far from flat
+    meta = dataclasses.replace(bundle.meta, mask_style="v7", mask_styles=("v7", "jms"))
+    both = Bundle.build(segmenters={"v7": broad, "jms": narrow}, paths=bundle.paths, meta=meta)
+    own, other = Scorer(both).score(frames(1)), Scorer(both, mask_style="jms").score(frames(1))
+    assert own.has_lungs.all()
+    assert other.has_lungs.all()
+    assert own.lung_fraction != other.lung_fraction
+    assert own.p_covid != other.p_covid
+    assert differing(own, Scorer(both, mask_style="v7").score(frames(1))) == []
+
+
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"dtype": "bfloat16"}, "only float32"),
     ({"device": "abacus"}, "no torch device"),

@@ -16,7 +16,7 @@ from cxr_ray import errors
 ROOT = Path(__file__).parents[1]
 
 # Each chain runs from left to right; a room imports only from rooms to the left of it (DESIGN section 2).
-PIXELS_TO_SCORES = [{"errors"}, {"preprocess", "nets"}, {"weights"}, {"scorer"}]
+PIXELS_TO_SCORES = [{"errors"}, {"preprocess", "nets", "calibration"}, {"weights"}, {"scorer"}]
 BYTES_TO_SHARDS = [{"errors"}, {"archives", "decode"}, {"shards"}]
 AFTER_BOTH = [{"pipeline"}, {"results"}, {"training"}, {"jobs", "cli"}]
 # The sample archive draws and writes files; only the command line (and tests) use it.
@@ -162,8 +162,8 @@ def test_the_import_check_sees_a_breach(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_chains_agree_with_the_design() -> None:
     allowed = allowed_rooms()
-    assert allowed["preprocess"] == {"errors"}
-    assert allowed["scorer"] == {"errors", "preprocess", "nets", "weights"}
+    assert allowed["preprocess"] == allowed["calibration"] == {"errors"}
+    assert allowed["scorer"] == {"errors", "preprocess", "nets", "calibration", "weights"}
     assert allowed["shards"] == {"errors", "archives", "decode"}
     assert "pipeline" in allowed["results"]
     assert "results" not in allowed["pipeline"]

@@ -23,11 +23,16 @@ from cxr_ray.weights import (
     seeded_bundle,
 )
 from cxr_ray.weights.files import FILES, META_FILE, pack, unpack
+from cxr_ray.weights.storage import default_directory
 
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
     return seeded_bundle(0)
+
+
+PLATT = {"method": "platt", "slope": 1.5, "intercept": -0.25, "prevalence": 0.2, "n": 50, "n_positive": 10}
+SENS95 = {"p_covid": 0.3, "sensitivity": [0.95, 0.9, 0.98], "specificity": [0.5, 0.4, 0.6]}
 
 
 def same(first: Bundle, second: Bundle) -> bool:
@@ -69,14 +74,41 @@ def test_bytes_round_trip_and_are_stable(bundle: Bundle) -> None:
 def test_optional_facts_survive(bundle: Bundle) -> None:
     meta = dataclasses.replace(
         bundle.meta,
-        calibration={"kind": "platt", "a": 1.5, "b": -0.25},
-        calibration_prevalence=0.2,
-        thresholds={"screening": {"p": 0.3, "sensitivity": 0.9, "specificity": 0.5}},
+        calibration=PLATT,
+        thresholds={"sens95": SENS95},
+        default_threshold="sens95",
+        trained_on="made films",
         metrics={"auc": {"value": 0.8, "low": 0.7, "high": 0.9}},
         training_data_fingerprint="f" * 64,
         lung_gate=True,
     )
     assert unpack(pack(dataclasses.replace(bundle, meta=meta))).meta == meta
+
+
+def test_bundles_from_before_thresholds_load(bundle: Bundle) -> None:
+    """Without the entries that came later, and with the one that moved into ``calibration``."""
+    files = pack(bundle)
+
+    def age(head: dict) -> None:
+        del head["default_threshold"], head["trained_on"]
+        head["calibration_prevalence"] = None
+
+    edit_meta(files, age)
+    assert same(unpack(files), bundle)
+    assert bundle.meta.score_calibration.id is None
+
+
+def test_what_the_scores_mean_is_checked_and_names_no_networks(bundle: Bundle) -> None:
+    meta = dataclasses.replace(bundle.meta, calibration=PLATT, thresholds={"sens95": SENS95})
+    with pytest.raises(BundleError, match="default_threshold 'youden'"):
+        unpack(pack(dataclasses.replace(bundle, meta=meta)))
+    calibrated = Bundle.build(
+        segmenters=bundle.segmenters,
+        paths=bundle.paths,
+        meta=dataclasses.replace(meta, default_threshold="sens95"),
+    )
+    assert calibrated.tensor_sha256 == bundle.tensor_sha256
+    assert calibrated.meta.score_calibration.readout().threshold_name == "sens95"
 
 
 def test_an_existing_bundle_is_not_overwritten(bundle: Bundle, tmp_path: Path) -> None:
@@ -179,6 +211,14 @@ def test_default_without_bundled_weights_says_what_to_do(monkeypatch: pytest.Mon
     monkeypatch.setattr("cxr_ray.weights.storage.default_directory", lambda: None)
     with pytest.raises(BundleError, match="weights=seeded"):
         load_bundle("default")
+
+
+def test_bundled_weights_are_small_and_load() -> None:
+    directory = default_directory()
+    if directory is None:
+        pytest.skip("no trained weights in cxr_ray/weights/default yet")
+    assert sum(path.stat().st_size for path in directory.iterdir()) < 2e6
+    assert load_bundle("default").meta.trained
 
 
 def test_seeded_is_reproducible_and_says_what_it_is(bundle: Bundle) -> None:

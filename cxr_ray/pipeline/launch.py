@@ -16,10 +16,19 @@ from cxr_ray.errors import CxrRayError, UsageError
 from cxr_ray.pipeline.job import EXIT_FAILED, EXIT_USAGE
 from cxr_ray.pipeline.options import JobOptions, ScoreOptions, job_options
 
-#: Options whose keys are the user's (fsspec options, manifest columns).
+#: Options whose keys are the user's (fsspec options, manifest columns and labels).
 _OPEN_MAPPINGS = tuple(
     f"{name}{separator}"
-    for name in ("archive_options", "output_options", "weights_options", "plan_options", "manifest.columns")
+    for name in (
+        "archive_options",
+        "output_options",
+        "weights_options",
+        "plan_options",
+        "shards_options",
+        "manifest.columns",
+        "manifest.label_map",
+        "manifest.options",
+    )
     for separator in ".="
 )
 
@@ -43,19 +52,29 @@ def open_mapping(argument: str) -> str:
 
 
 def run_job(config: Any, schema: type[JobOptions], run: Callable[[Any], int]) -> None:
-    """Turn a composed config into options, run, and leave with the job's exit code.
+    """Turn a composed config into options, run, and leave with the job's exit code."""
+    keep_paths = True
+
+    def work() -> int:
+        nonlocal keep_paths
+        options = job_options(config, schema)
+        keep_paths = options.keep_uri
+        return run(options)
+
+    run_guarded(work, keep_paths=lambda: keep_paths)
+
+
+def run_guarded(work: Callable[[], int], *, keep_paths: Callable[[], bool] = lambda: True) -> None:
+    """Leave with the exit code that ``work`` returns, or with one sentence and the code of its error.
 
     Every error ends here, inside Hydra's call: an error that passes through Hydra is printed together
     with all overrides, credentials included.
     """
-    keep_paths = True
     try:
-        options = job_options(config, schema)
-        keep_paths = options.keep_uri
-        code = run(options)
+        code = work()
     except CxrRayError as error:
         code = EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
-        _leave(str(error) if keep_paths else without_paths(str(error)), code)
+        _leave(str(error) if keep_paths() else without_paths(str(error)), code)
     except KeyboardInterrupt:
         _leave("interrupted; nothing is lost, run the same command again", EXIT_FAILED)
     except Exception as error:
@@ -64,7 +83,7 @@ def run_job(config: Any, schema: type[JobOptions], run: Callable[[Any], int]) ->
                 f"the storage failed ({explain(error)}); nothing is lost, run the same command again",
                 EXIT_FAILED,
             )
-        if keep_paths:
+        if keep_paths():
             traceback.print_exc()  # a bug of ours: show it whole
         _leave(f"an unexpected {type(error).__name__}; please report it", EXIT_FAILED)
     raise SystemExit(code)

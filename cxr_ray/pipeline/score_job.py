@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cxr_ray.archives.storage import explain, open_storage
+from cxr_ray.calibration import Calibration
 from cxr_ray.errors import BundleError, UsageError
 from cxr_ray.pipeline import cluster
 from cxr_ray.pipeline.code_version import code_version
@@ -79,6 +80,7 @@ def run_score(options: ScoreOptions, scorer: Callable[[], Any] | None = None) ->
         identity = score_identity(options, job, bundle, shape)
         check_identity(job.existing, identity, job.output.storage.url)
         packed = bundle_to_bytes(bundle)
+        calibration = valid_calibration(options, bundle)
         factory = scorer or ScorerFactory(
             bundle=packed,
             device=resources.device,
@@ -90,11 +92,14 @@ def run_score(options: ScoreOptions, scorer: Callable[[], Any] | None = None) ->
         work = Work(
             identity=identity,
             settings=job.settings,
-            footer=score_footer(identity, options, resources, shape, bundle.meta.name),
+            footer=score_footer(
+                identity, options, resources, shape, weights=bundle.meta.name, calibration_id=calibration.id
+            ),
             resources=resources,
             scorer=factory,
             bundle=packed,
             min_lung_fraction=options.min_lung_fraction,
+            calibration=calibration,
         )
         screening = Screening(
             options=options,
@@ -109,6 +114,11 @@ def run_score(options: ScoreOptions, scorer: Callable[[], Any] | None = None) ->
         job.say(f"weights: {bundle.meta.name}; scorers: {resources.actors} on {resources.device}")
         if not bundle.meta.trained:
             job.say("these weights are UNTRAINED: every score of this run means nothing")
+        if calibration.id != bundle.meta.score_calibration.id:
+            job.say(
+                f"note: the bundle was calibrated with mask_style={bundle.meta.mask_style} and no variant, so "
+                "p_calibrated and decision stay empty"
+            )
         return report_end(screening, job)
 
 
@@ -148,6 +158,12 @@ def read_bundle(options: ScoreOptions) -> Bundle:
     if META_FILE not in files:
         raise BundleError(f"no weights bundle at {storage.url}: expected a folder with {META_FILE}")
     return unpack(files)
+
+
+def valid_calibration(options: ScoreOptions, bundle: Bundle) -> Calibration:
+    """The bundle's calibration, or none where the networks run in another way than it was fitted for."""
+    own_way = options.mask_style in (None, bundle.meta.mask_style) and options.variant is None
+    return bundle.meta.score_calibration if own_way else Calibration()
 
 
 def compute_shape(options: ScoreOptions, existing: Identity | None, resources: Resources) -> dict[str, int]:
@@ -200,7 +216,13 @@ def score_identity(options: ScoreOptions, job: Job, bundle: Bundle, shape: dict[
 
 
 def score_footer(
-    identity: Identity, options: ScoreOptions, resources: Resources, shape: dict[str, int], weights: str
+    identity: Identity,
+    options: ScoreOptions,
+    resources: Resources,
+    shape: dict[str, int],
+    *,
+    weights: str,
+    calibration_id: str | None,
 ) -> PartFooter:
     """The footer shared by all parts of a run."""
     return PartFooter(
@@ -212,7 +234,7 @@ def score_footer(
         device=resources.device,  # each scorer puts its own model here
         dtype=options.dtype,
         weights=weights,
-        calibration_id=None,
+        calibration_id=calibration_id,
         fencing=options.fencing,
         decode_policy=identity.document["preprocessing"].rsplit("/", 1)[-1],
         **shape,

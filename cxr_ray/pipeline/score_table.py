@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cxr_ray.calibration import Readout
 from cxr_ray.errors import NoLungs, NonfiniteScore
 from cxr_ray.pipeline.map_encoding import encode_heat_map, encode_lung_mask
 from cxr_ray.shards import FACT_FIELDS, PROVENANCE_FIELDS, QUARANTINED, STATUS_FIELDS
@@ -59,8 +60,16 @@ _EVIDENCE_SHAPE = (75, 85)
 _MASK_SHAPE = (300, 340)
 
 
-def score_values(scores: Any, index: int, *, min_lung_fraction: float) -> dict[str, Any]:
+#: Reads nothing out of a score: of a bundle without calibration and thresholds.
+UNCALIBRATED = Readout()
+
+
+def score_values(
+    scores: Any, index: int, *, min_lung_fraction: float, readout: Readout = UNCALIBRATED
+) -> dict[str, Any]:
     """Column values of image ``index`` of a ``Scores`` batch, including status, reason and new flags.
+
+    ``readout`` decides p_calibrated, decision and threshold_name, and nothing else.
 
     An image without lungs, or with a score that is no number, is quarantined: all score columns null,
     ``lung_fraction`` kept for the former. Flags are returned under ``add_flags``.
@@ -89,6 +98,11 @@ def score_values(scores: Any, index: int, *, min_lung_fraction: float) -> dict[s
         "status": SCORED,
         "p_covid": float(scores.p_covid[index]),
         "logit": float(scores.logit[index]),
+        **readout.values(
+            logit=float(scores.logit[index]),
+            p_covid=float(scores.p_covid[index]),
+            lungs_small=LUNGS_SMALL in flags,
+        ),
         "path_logits": path_logits.tolist(),
         "class_probs": class_probs.tolist() if class_probs.size > 2 else None,
         "p_std": float(scores.p_std[index]),

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from cxr_ray.calibration import Readout
 from cxr_ray.pipeline.decode_unit import Report, no_report
-from cxr_ray.pipeline.score_table import SCORED_UNIT_SCHEMA, score_values
+from cxr_ray.pipeline.score_table import SCORED_UNIT_SCHEMA, UNCALIBRATED, score_values
 from cxr_ray.preprocess import COLUMNS, ROWS
 from cxr_ray.shards import QUARANTINED, READY, iter_pixels, table_of
 
@@ -36,7 +37,12 @@ class ScoresPixels(Protocol):
 
 
 def score_unit(
-    unit: pa.Table, scorer: ScoresPixels, *, min_lung_fraction: float, report: Report = no_report
+    unit: pa.Table,
+    scorer: ScoresPixels,
+    *,
+    min_lung_fraction: float,
+    readout: Readout = UNCALIBRATED,
+    report: Report = no_report,
 ) -> pa.Table:
     """Scored unit (``SCORED_UNIT_SCHEMA``): every row of ``unit`` in order, quarantined ones unchanged."""
     rows = unit.drop_columns(["pixels"]).to_pylist()
@@ -52,7 +58,7 @@ def score_unit(
         pixels_BHW = np.stack([np.frombuffer(p, np.uint8).reshape(ROWS, COLUMNS) for _, p in chunk])
         scores = scorer.score(pixels_BHW)
         for position, (index, _) in enumerate(chunk):
-            values = score_values(scores, position, min_lung_fraction=min_lung_fraction)
+            values = score_values(scores, position, min_lung_fraction=min_lung_fraction, readout=readout)
             rows[index]["flags"] = sorted({*rows[index]["flags"], *values.pop("add_flags")})
             rows[index].update(values)
         report(DONE, len(chunk))

@@ -16,10 +16,12 @@ from cxr_ray.archives.inputs import image_id_of
 from cxr_ray.archives.listing import MANIFEST_SUFFIXES, ListingReport, check_access, list_archive
 from cxr_ray.archives.manifest import ManifestOptions
 from cxr_ray.archives.storage import Storage, explain, is_storage_error
+from cxr_ray.calibration import Calibration
 from cxr_ray.errors import ArchiveError, CxrRayError, RunFailed, UsageError
 from cxr_ray.pipeline import summary
 from cxr_ray.pipeline.assignments import make_assignments
 from cxr_ray.pipeline.binding import bind
+from cxr_ray.pipeline.calibrations import record_calibration
 from cxr_ray.pipeline.decode_unit import InputSettings
 from cxr_ray.pipeline.identity import Identity, claim_identity
 from cxr_ray.pipeline.options import JobOptions
@@ -52,6 +54,7 @@ class Work:
         resources: share of the machines.
         scorer: picklable factory of a scorer; None for ingest.
         bundle: bytes that nodes check on arrival; None for ingest.
+        calibration: how scores are calibrated and decided; None for ingest.
     """
 
     identity: Identity
@@ -61,6 +64,7 @@ class Work:
     scorer: Callable[[], Any] | None = None
     bundle: bytes | None = None
     min_lung_fraction: float = 0.0
+    calibration: Calibration | None = None
 
 
 @dataclass
@@ -227,7 +231,8 @@ class Screening:
         return plan
 
     def _claim(self) -> None:
-        """Put our identity and the plan's id in OUTPUT (and ``plan_dir``), and the start of this attempt."""
+        """Put our identity and the plan's id in OUTPUT (and ``plan_dir``), the calibration, and the start of this
+        attempt."""
         if self._claimed:
             return
         self._claimed = True
@@ -235,7 +240,19 @@ class Screening:
         if self.plan_store.storage.url != self.output.storage.url:
             claim_identity(self.plan_store, self.work.identity)
         bind(self.output, self.plan_store)
+        self._record_calibration()
         summary.write_attempt(self.output, self.attempt, self._provenance(), started=True)
+
+    def _record_calibration(self) -> None:
+        calibration = self.work.calibration
+        if calibration is None:
+            return
+        weights = self.work.footer.weights
+        if record_calibration(self.output, calibration, weights=weights, attempt=self.attempt) > 1:
+            self.say(
+                "note: earlier rows of OUTPUT were calibrated in another way; queries calibrate all rows alike, "
+                "as recorded last"
+            )
 
     def _provenance(self) -> dict[str, Any]:
         """What this attempt runs with."""
@@ -244,6 +261,7 @@ class Screening:
             "attempt": self.attempt,
             "identity": self.work.identity.hash,
             "kind": self.work.identity.kind,
+            "calibration_id": self.work.footer.calibration_id,
             "fencing": self.options.fencing,
             "options": summary.recordable(self.options, keep_uri=keep_uri),
             "versions": summary.versions(),
@@ -288,6 +306,7 @@ class Screening:
             device=self.work.resources.device,
             scorer=self.work.scorer,
             min_lung_fraction=self.work.min_lung_fraction,
+            readout=(self.work.calibration or Calibration()).readout(),
         )
         board = ProgressBoard.remote()  # type: ignore[attr-defined]  # made by ray.remote
         with (

@@ -20,6 +20,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.util.annotations import RayDeprecationWarning
 
+from cxr_ray.calibration import Readout
 from cxr_ray.pipeline.assignments import Assignment, unit_tables
 from cxr_ray.pipeline.decode_unit import InputSettings
 from cxr_ray.pipeline.parts import PartFooter, PartRecord, publish_part
@@ -27,6 +28,7 @@ from cxr_ray.pipeline.plan import Unit
 from cxr_ray.pipeline.progress import reporter
 from cxr_ray.pipeline.publish import Publisher
 from cxr_ray.pipeline.resources import Resources, device_model
+from cxr_ray.pipeline.score_table import UNCALIBRATED
 from cxr_ray.pipeline.score_unit import ScoresPixels, score_unit
 from cxr_ray.shards import QUARANTINED
 
@@ -48,6 +50,7 @@ class Stages:
         device: ``cpu`` or ``cuda``, of the scorers.
         scorer: makes a scorer inside an actor; None for ingest.
         min_lung_fraction: see ``ScoreOptions``.
+        readout: how the scores are calibrated and decided.
     """
 
     plan: Publisher
@@ -58,6 +61,7 @@ class Stages:
     device: str
     scorer: ScorerFactory | None
     min_lung_fraction: float = 0.0
+    readout: Readout = UNCALIBRATED
 
 
 def to_row(unit: Unit, table: pa.Table, device: str | None = None) -> pa.Table:
@@ -95,14 +99,15 @@ class ScoreStage:
         assert stages.scorer is not None
         self.scorer = stages.scorer()
         self.device = device_model(stages.device)
-        self.min_lung_fraction = stages.min_lung_fraction
+        self.settings: dict[str, Any] = {
+            "min_lung_fraction": stages.min_lung_fraction,
+            "readout": stages.readout,
+        }
         self.report = reporter(board)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for unit, table in from_rows(batch):
-            scored = score_unit(
-                table, self.scorer, min_lung_fraction=self.min_lung_fraction, report=self.report
-            )
+            scored = score_unit(table, self.scorer, **self.settings, report=self.report)
             yield to_row(unit, scored, self.device)
 
 

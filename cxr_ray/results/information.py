@@ -5,7 +5,6 @@ Nothing heavy is imported (no torch, no Ray), so that it answers at once, even w
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -13,6 +12,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
+
+from cxr_ray.results.weights_information import bundled_weights, weights_lines
 
 PACKAGES: Final = (
     "torch",
@@ -47,7 +48,6 @@ _DECODERS: Final = {
     "DICOM JPEG 2000": "openjpeg",
 }
 _NVIDIA: Final = Path("/proc/driver/nvidia/gpus")
-_BUNDLE: Final = Path(__file__).parents[1] / "weights" / "default" / "bundle.json"
 
 
 def information() -> dict[str, Any]:
@@ -55,7 +55,7 @@ def information() -> dict[str, Any]:
     return {
         "versions": _versions(),
         "devices": {"cpu": _processor(), "cpus": _cpus(), "gpus": _gpus()},
-        "weights": _weights(),
+        "weights": bundled_weights(),
         "formats": {
             "always": list(_ALWAYS),
             "optional": {
@@ -74,13 +74,7 @@ def information_lines(facts: dict[str, Any]) -> list[str]:
     lines += [f"  {name:<24}{version or 'not installed'}" for name, version in facts["versions"].items()]
     lines += ["Devices", f"  {devices['cpus']} CPUs ({devices['cpu']})"]
     lines += [f"  GPU {number}: {name}" for number, name in enumerate(devices["gpus"])] or ["  no NVIDIA GPU"]
-    if weights is None:
-        lines += [
-            "Weights",
-            "  none bundled; jobs take weights=URL of a bundle, or weights=seeded for trials",
-        ]
-    else:
-        lines += ["Weights", *(f"  {name:<24}{value}" for name, value in weights.items())]
+    lines += weights_lines(weights)
     lines += ["Formats", f"  {', '.join(facts['formats']['always'])}"]
     lines += [f"  {name}: {state}" for name, state in facts["formats"]["optional"].items()]
     return [*lines, facts["notice"]]
@@ -128,15 +122,3 @@ def _gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []  # no driver, or one that does not answer
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]
-
-
-def _weights() -> dict[str, Any] | None:
-    """The plain facts of the bundled ``bundle.json``; None where no weights are bundled."""
-    try:
-        record = json.loads(_BUNDLE.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        return {"error": "bundle.json is damaged; install cxr_ray again"}
-    names = ("name", "trained", "classes", "positive_class", "paths", "mask_style", "licence_basis")
-    return {name: record[name] for name in names if name in record}

@@ -14,8 +14,11 @@ from types import ModuleType
 from typing import Any
 
 from cxr_ray.archives.storage import Storage
+from cxr_ray.calibration import Readout
 from cxr_ray.errors import MissingExtra, OutputError, UsageError
 from cxr_ray.pipeline.identity import Identity
+from cxr_ray.results.recalibrate import CalibrationSource, choose_readout
+from cxr_ray.results.recomputed import replacement_sql
 from cxr_ray.results.table import is_local, open_output, open_parts, score_parts
 
 VIEWS = """
@@ -37,20 +40,42 @@ class QueryResult:
 
 
 def run_query(
-    output: str | os.PathLike[str], sql: str, *, storage_options: Mapping[str, Any] | None = None
+    output: str | os.PathLike[str],
+    sql: str,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    prevalence: float | None = None,
+    threshold: str | float | None = None,
+    calibration: CalibrationSource | None = None,
+    calibration_options: Mapping[str, Any] | None = None,
 ) -> QueryResult:
     """Run one SQL statement (or several; the last one's result counts) over the parts published so far.
 
+    ``prevalence``, ``threshold`` and ``calibration`` are those of ``open_scores``: p_calibrated, decision and
+    threshold_name are then computed anew. ``calibration_options`` go to fsspec for the bundle.
+
     Raises:
-        UsageError: the statement is wrong; the message is DuckDB's.
+        UsageError: the statement is wrong (the message is DuckDB's), or one of these three does not serve.
+        BundleError: ``calibration`` is no bundle.
         OutputError: no score table there.
         MissingExtra: DuckDB is not installed.
     """
-    return execute(connect(*open_output(output, storage_options)), sql)
+    storage, identity = open_output(output, storage_options)
+    readout = choose_readout(
+        storage,
+        identity,
+        prevalence=prevalence,
+        threshold=threshold,
+        calibration=calibration,
+        calibration_options=calibration_options,
+    )
+    return execute(connect(storage, identity, readout), sql)
 
 
-def connect(storage: Storage, identity: Identity) -> Any:
+def connect(storage: Storage, identity: Identity, readout: Readout | None = None) -> Any:
     """An in-memory DuckDB connection with ``scores``, ``duplicates`` and ``scores_unique``.
+
+    With a ``readout``, ``scores`` computes the calibrated columns by it (``stored_scores`` is the table as written).
 
     Local parts are read by DuckDB itself; all others through a pyarrow Dataset over the same fsspec
     filesystem that wrote them, so that every storage and credential that works for a job works here.
@@ -58,11 +83,15 @@ def connect(storage: Storage, identity: Identity) -> Any:
     duckdb = import_duckdb()
     parts = score_parts(storage, identity)
     connection = duckdb.connect(":memory:")
+    table = "scores" if readout is None else "stored_scores"
     try:
         if is_local(storage):
-            connection.read_parquet(parts).create_view("scores")
+            connection.read_parquet(parts).create_view(table)
         else:
-            connection.register("scores", open_parts(storage, parts))
+            connection.register(table, open_parts(storage, parts))
+        if readout is not None:
+            columns = replacement_sql(readout)
+            connection.execute(f"CREATE TEMP VIEW scores AS SELECT * REPLACE ({columns}) FROM stored_scores")
         connection.execute(VIEWS)
     except duckdb.Error as error:
         raise OutputError(

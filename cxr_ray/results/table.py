@@ -16,9 +16,18 @@ from cxr_ray.errors import CxrRayError, OutputError
 from cxr_ray.pipeline.identity import KIND_SHARDS, Identity, read_identity
 from cxr_ray.pipeline.publish import Publisher
 from cxr_ray.pipeline.score_table import SCORE_FOLDER, SCORE_SCHEMA
+from cxr_ray.results.recalibrate import CalibrationSource, choose_readout
+from cxr_ray.results.recomputed import RecomputedScores
 
 
-def open_scores(output: str | os.PathLike[str], **storage_options: Any) -> ds.Dataset:
+def open_scores(
+    output: str | os.PathLike[str],
+    *,
+    prevalence: float | None = None,
+    threshold: str | float | None = None,
+    calibration: CalibrationSource | None = None,
+    **storage_options: Any,
+) -> ds.Dataset | RecomputedScores:
     """The score table as a pyarrow Dataset over the part files published so far.
 
     Safe while a run is going on: a part appears whole or not at all, and the Dataset keeps the parts that it
@@ -28,13 +37,28 @@ def open_scores(output: str | os.PathLike[str], **storage_options: Any) -> ds.Da
 
     Args:
         output: a folder or any fsspec URL.
+        prevalence: share of the positive class, above 0 and below 1, that ``p_calibrated`` shall be valid at;
+            default: that of the data it was fitted on. Decisions do not depend on it.
+        threshold: name of an operating threshold of the bundle, or a raw ``p_covid``, for ``decision``.
+        calibration: folder or URL of a bundle of the same networks (or ``default``), whose calibration and
+            thresholds replace those recorded in OUTPUT.
         storage_options: go to fsspec as given (``endpoint_url``, ``profile``, ``anon``, ...).
+
+    Returns:
+        A Dataset of the columns as stored. With ``prevalence``, ``threshold`` or ``calibration``, or where the rows
+        were calibrated in different ways, ``RecomputedScores``, which is read in the same way.
 
     Raises:
         OutputError: no score table there, or nothing published yet.
+        UsageError: an unknown threshold, a prevalence out of range, or none to shift.
+        BundleError: ``calibration`` is no bundle.
     """
     storage, identity = open_output(output, storage_options)
-    return open_parts(storage, score_parts(storage, identity))
+    stored = open_parts(storage, score_parts(storage, identity))
+    readout = choose_readout(
+        storage, identity, prevalence=prevalence, threshold=threshold, calibration=calibration
+    )
+    return stored if readout is None else RecomputedScores(stored, readout)
 
 
 def open_output(

@@ -100,9 +100,9 @@ def dtype_name(tensor: Tensor) -> str:
 
 
 def _join(states: Mapping[str, State]) -> dict[str, Tensor]:
-    """{"v7": {"head.bias": t}} -> {"v7.head.bias": t}."""
+    """{"v7": {"head.bias": t}} -> {"v7.head.bias": t}. Copies: safetensors refuses tensors that share memory."""
     return {
-        f"{prefix}.{name}": tensor.detach().cpu().contiguous()
+        f"{prefix}.{name}": tensor.detach().cpu().contiguous().clone()
         for prefix, state in states.items()
         for name, tensor in state.items()
     }

@@ -27,6 +27,10 @@ TENSOR_FILES = (SEGMENTER_FILE, PATHS_FILE)
 FILES = (*TENSOR_FILES, CARD_FILE, META_FILE)
 """All files in writing order: ``bundle.json`` comes last, so that a bundle with it is whole."""
 
+# Bundles made before an entry existed lack it; ``calibration_prevalence`` moved into ``calibration``.
+_NEWER_ENTRIES = {"default_threshold", "trained_on"}
+_FORMER_ENTRIES = {"calibration_prevalence"}
+
 
 def pack(bundle: Bundle) -> dict[str, bytes]:
     """File name -> content of the four files; the same bundle always gives the same bytes."""
@@ -78,7 +82,9 @@ def _read_head(data: bytes) -> tuple[BundleMeta, dict[str, Any]]:
     tables = head.pop("tensors", None)
     fields = dataclasses.fields(BundleMeta)
     known = {f.name for f in fields}
-    missing = sorted(known - head.keys())
+    for name in _FORMER_ENTRIES:
+        head.pop(name, None)
+    missing = sorted(known - head.keys() - _NEWER_ENTRIES)
     surplus = sorted(head.keys() - known)
     if missing or surplus or not isinstance(tables, dict):
         missing += [] if isinstance(tables, dict) else ["tensors"]

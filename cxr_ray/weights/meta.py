@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from cxr_ray.calibration import DEFAULT_THRESHOLD, Calibration, check_calibration
 from cxr_ray.errors import BundleError
 from cxr_ray.preprocess import COLUMNS, PREPROCESSING_VERSION, ROWS
 
@@ -40,12 +41,18 @@ class BundleMeta:
     preprocessing_version: str = PREPROCESSING_VERSION
     """Version of ``cxr_ray.preprocess`` whose frames the weights expect."""
     calibration: dict[str, Any] | None = None
-    calibration_prevalence: float | None = None
+    """{"method": "platt", "slope", "intercept", "prevalence", "n", "n_positive"}: of the ensemble's logit, fitted with
+    ``mask_style``; valid at that prevalence."""
     thresholds: dict[str, Any] = field(default_factory=dict)
-    """Named operating thresholds with the sensitivity and specificity they reached."""
+    """Name -> {"p_covid": raw probability from which on it is positive, "sensitivity": [value, low, high],
+    "specificity": [value, low, high]}."""
+    default_threshold: str | None = DEFAULT_THRESHOLD
+    """The threshold that the column ``decision`` is made at; None: no decision. Means nothing without thresholds."""
+    trained_on: str | None = None
+    """One line for people: which data."""
     training_data_fingerprint: str | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
-    """Measured performance with confidence intervals."""
+    """Measured performance: name -> value, [value, low, high], or an object of these (by source, style, ...)."""
     licence_basis: str
     """On what ground the weights may be used and passed on."""
 
@@ -53,6 +60,13 @@ class BundleMeta:
     def positive_index(self) -> int:
         """Channel of the positive class."""
         return self.classes.index(self.positive_class)
+
+    @property
+    def score_calibration(self) -> Calibration:
+        """How a score is read: calibration, thresholds and default threshold together."""
+        return Calibration(
+            calibration=self.calibration, thresholds=self.thresholds, default_threshold=self.default_threshold
+        )
 
 
 def check_meta(meta: BundleMeta) -> None:
@@ -87,3 +101,4 @@ def check_meta(meta: BundleMeta) -> None:
         raise BundleError(
             f"the bundle expects {meta.rows} x {meta.columns} frames, this package makes {ROWS} x {COLUMNS}"
         )
+    check_calibration(meta.score_calibration)

@@ -35,8 +35,8 @@ def load_bundle(source: str | os.PathLike[str], **storage_options: Any) -> Bundl
         directory = default_directory()
         if directory is None:
             raise BundleError(
-                "no trained weights come with this version yet; give weights=URL of a bundle, or weights=seeded "
-                "to try the machinery with untrained weights whose scores mean nothing"
+                "this installation lacks the trained weights (cxr_ray/weights/default); install cxr_ray again, give "
+                "weights=URL of a bundle, or weights=seeded to try the machinery with scores that mean nothing"
             )
         source, storage_options = directory, {}
     url = os.fspath(source)
@@ -107,7 +107,7 @@ def bundle_from_bytes(data: bytes) -> Bundle:
 
 
 def default_directory() -> Path | None:
-    """Where the package's own trained weights lie; None while there are none."""
+    """Where the package's own trained weights lie; None in an installation without them."""
     directory = Path(str(resources.files("cxr_ray.weights"))) / DEFAULT
     return directory if (directory / META_FILE).is_file() else None
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import polars
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from made_calibration import MADE
 
+from cxr_ray import load_bundle, open_scores
 from cxr_ray.pipeline.score_table import NUMBER_FIELDS, PICTURE_FIELDS, SCORE_SCHEMA
+from cxr_ray.results.recalibrate import MixedCalibration
+from cxr_ray.weights import save_bundle
 from end_to_end.commands import read_table, run_job, score_cheaply, write_films
 
 
@@ -89,13 +95,27 @@ def test_limit_then_extend_appends_only_what_is_new(tmp_path: Path) -> None:
     write_films(archive, 6)
     unchanged = score_cheaply(archive, output, "extend=false")
     assert unchanged.summary["planned"] == 3
-    second = score_cheaply(archive, output)
+    # The same networks with a calibration are the same identity; the rows of before stay as they are.
+    seeded = load_bundle("seeded")
+    meta = dataclasses.replace(seeded.meta, **MADE.record())
+    save_bundle(dataclasses.replace(seeded, meta=meta), tmp_path / "bundle")
+    second = score_cheaply(archive, output, f"weights={tmp_path / 'bundle'}")
+    assert "calibrated in another way" in second.out
     assert second.summary["planned"] == 6
     after = part_times(output)
     assert {name: after[name] for name in before} == before
     table = read_table(output / "scores")
     assert table.num_rows == len(set(table.column("image_id").to_pylist())) == 6
     assert sorted(set(table.column("generation").to_pylist())) == [0, 1]
+    for row in table.to_pylist():
+        assert (row["decision"] is None) == (row["p_calibrated"] is None) == (row["generation"] == 0)
+    ids = {
+        json.loads(pq.read_schema(part).metadata[b"cxr_ray"])["calibration_id"]
+        for part in (output / "scores").iterdir()
+    }
+    assert ids == {None, MADE.id}
+    with pytest.warns(MixedCalibration):
+        assert open_scores(output).count_rows(ds.field("threshold_name") == "youden") == 6
 
 
 def test_a_film_gone_or_changed_since_planning_is_a_row(tmp_path: Path) -> None:
