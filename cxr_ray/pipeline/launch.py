@@ -25,6 +25,7 @@ _OPEN_MAPPINGS = tuple(
         "weights_options",
         "plan_options",
         "shards_options",
+        "training_options",
         "manifest.columns",
         "manifest.label_map",
         "manifest.options",
