@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cxr_ray.nets.gate import look_up, quantise, tissue
 from cxr_ray.nets.network import Network
@@ -74,6 +75,7 @@ class FeatureStore:
         self.network, self.pixels_NHW, self.picture_ids = network, pixels_NHW, picture_ids
         self.settings = settings
         self._maps: dict[int, NDArray[np.float32]] = {}
+        self._levels: dict[int, Tensor] = {}
 
     @property
     def chunks(self) -> int:
@@ -122,7 +124,7 @@ class FeatureStore:
         kinds = self.settings.kinds
         if "plain" in kinds and self._path(0).exists():
             return self.get(picture, kinds.index("plain"))
-        return self._inputs(*self.standardised(self.pixels_NHW[picture]))
+        return self._inputs(*self.standardised(self.pixels_NHW[picture], picture))
 
     def _copy(
         self, kind: str, picture: int, draw: tuple[int, int | None], pixels_HW: NDArray[np.uint8]
@@ -130,8 +132,9 @@ class FeatureStore:
         """Standardised frame and gated mask of one copy, float32 ``[H, W]``."""
         random = random_state(self.settings.seed, "copy", *map(str, draw), self.picture_ids[picture])
         if kind == "degraded":
-            pixels_HW = degrade(random, pixels_HW, self.settings.degradation)
-        x, mask = self.standardised(pixels_HW)
+            x, mask = self.standardised(degrade(random, pixels_HW, self.settings.degradation))
+        else:
+            x, mask = self.standardised(pixels_HW, picture)
         if kind in ("warped", "degraded"):
             rows, columns = pixels_HW.shape
             warp = draw_classification_warp(random, self.settings.warp, rows=rows, columns=columns)
@@ -143,13 +146,21 @@ class FeatureStore:
         return x, mask
 
     @torch.inference_mode()
-    def standardised(self, pixels_HW: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Standardised frame and gated, quantised mask of equalised pixels, as scoring has them."""
+    def standardised(
+        self, pixels_HW: NDArray[np.uint8], picture: int | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Standardised frame and gated, quantised mask of equalised pixels, as scoring has them.
+
+        ``picture``: whose pixels they are, if they are a picture's own: its lungs are then looked for only once.
+        """
         pixels = torch.from_numpy(np.ascontiguousarray(pixels_HW))[None]
         net = self.network
-        probability = lung_probability(net.segmenter(look_up(net.level_table, pixels)))
-        soft = look_up(net.level_table, quantise(probability)) if net.quantise_mask else probability
-        mask = soft * tissue(pixels)
+        levels = None if picture is None else self._levels.get(picture)
+        if levels is None:
+            levels = quantise(lung_probability(net.segmenter(look_up(net.level_table, pixels))))
+            if picture is not None:
+                self._levels[picture] = levels
+        mask = look_up(net.level_table, levels) * tissue(pixels)
         return look_up(net.standard_table, pixels)[0].numpy(), mask[0].numpy()
 
     def _path(self, chunk: int) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from training.data.masks import load_masks
 from training.material import LEFT_OUT, Material, divide, gather, write_split
 from training.members import DONE, member_names
 from training.options import Execution, TrainOptions, as_plain, recorded
+from training.tasks import work_folder
 
 CONFIG = "config.json"
 DATA = "data.json"
@@ -133,6 +135,8 @@ def train_members(options: TrainOptions, output: Storage) -> dict[str, Any]:
     missing = [name for name in names if not _done(output, name)]
     if missing:
         raise RunFailed(f"{', '.join(missing)} did not finish; run the same command again to go on")
+    if options.execution.work_dir is None:
+        shutil.rmtree(work_folder(options), ignore_errors=True)  # gigabytes that nobody asked to keep
     return {
         "members": {
             name: json.loads(output.fs.cat_file(f"{output.path}/members/{name}/{DONE}")) for name in names

@@ -7,7 +7,7 @@ there, so that a resumed run cannot see another split.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -196,6 +196,8 @@ def read_material(options: TrainOptions) -> Material:
             "the manifest or the shards have changed since this output was begun; train into a new output"
         )
     kept = [row for row in found if row is not None]
+    for i, row in enumerate(kept):  # a group taken apart by patient stays so
+        frames.examples[i] = replace(frames.examples[i], group_key=row["group"])
     return Material(
         frames, [row["split"] for row in kept], [row["fold"] for row in kept], [row["reason"] for row in kept]
     )

@@ -53,7 +53,7 @@ class Execution:
     max_failures: int = 3
     """How often a killed worker is started again."""
     work_dir: str | None = None
-    """Local folder for path inputs (some GB); default: a folder in the system's temporary one."""
+    """Local folder for path inputs (some GB), kept for the next run; default: a temporary one, removed at the end."""
     ray_address: str | None = None
     """Ray cluster to join; default: RAY_ADDRESS where set (a submitted job), else a local one."""
 
