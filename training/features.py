@@ -124,7 +124,8 @@ class FeatureStore:
         kinds = self.settings.kinds
         if "plain" in kinds and self._path(0).exists():
             return self.get(picture, kinds.index("plain"))
-        return self._inputs(*self.standardised(self.pixels_NHW[picture], picture))
+        x, _, mask = self.standardised(self.pixels_NHW[picture], picture)
+        return self._inputs(x, mask)
 
     def _copy(
         self, kind: str, picture: int, draw: tuple[int, int | None], pixels_HW: NDArray[np.uint8]
@@ -132,24 +133,24 @@ class FeatureStore:
         """Standardised frame and gated mask of one copy, float32 ``[H, W]``."""
         random = random_state(self.settings.seed, "copy", *map(str, draw), self.picture_ids[picture])
         if kind == "degraded":
-            x, mask = self.standardised(degrade(random, pixels_HW, self.settings.degradation))
+            x, soft, mask = self.standardised(degrade(random, pixels_HW, self.settings.degradation))
         else:
-            x, mask = self.standardised(pixels_HW, picture)
+            x, soft, mask = self.standardised(pixels_HW, picture)
         if kind in ("warped", "degraded"):
             rows, columns = pixels_HW.shape
             warp = draw_classification_warp(random, self.settings.warp, rows=rows, columns=columns)
             x, mask = warp_standardised(warp, x.astype(np.float64), mask.astype(np.float64))
         elif kind == "removed":
-            x = x * (np.float32(1) - mask)
+            x = x * (np.float32(1) - soft)
         elif kind == "only":
-            x = x * mask
+            x = x * soft
         return x, mask
 
     @torch.inference_mode()
     def standardised(
         self, pixels_HW: NDArray[np.uint8], picture: int | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Standardised frame and gated, quantised mask of equalised pixels, as scoring has them.
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Standardised frame, quantised lung mask, and the mask behind the tissue gate, as scoring has them.
 
         ``picture``: whose pixels they are, if they are a picture's own: its lungs are then looked for only once.
         """
@@ -160,8 +161,9 @@ class FeatureStore:
             levels = quantise(lung_probability(net.segmenter(look_up(net.level_table, pixels))))
             if picture is not None:
                 self._levels[picture] = levels
-        mask = look_up(net.level_table, levels) * tissue(pixels)
-        return look_up(net.standard_table, pixels)[0].numpy(), mask[0].numpy()
+        soft = look_up(net.level_table, levels)
+        mask = soft * tissue(pixels)
+        return look_up(net.standard_table, pixels)[0].numpy(), soft[0].numpy(), mask[0].numpy()
 
     def _path(self, chunk: int) -> Path:
         return self.folder / f"{chunk:05d}.npy"

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,9 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
     process.wait(timeout=30)
 
 
-def run_until(command: list[str], reached: Callable[[], bool], timeout: float = 240) -> None:
-    """Start a command, and SIGKILL its whole tree as soon as ``reached()``."""
+@contextmanager
+def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A command of the project while it runs; at the end of the block its whole tree is killed."""
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
@@ -106,12 +108,25 @@ def run_until(command: list[str], reached: Callable[[], bool], timeout: float = 
         stderr=subprocess.DEVNULL,
         text=True,
     )
+    try:
+        yield process
+    finally:
+        kill_tree(process)
+
+
+def wait_until(reached: Callable[[], bool], process: subprocess.Popen[str], timeout: float = 240) -> None:
+    """Wait while ``process`` works towards something; fail if it ends or gets nowhere."""
     deadline = time.monotonic() + timeout
     while not reached():
         assert process.poll() is None, "the command ended before it could be killed"
         assert time.monotonic() < deadline, "the command got nowhere"
         time.sleep(0.1)
-    kill_tree(process)
+
+
+def run_until(command: list[str], reached: Callable[[], bool], timeout: float = 240) -> None:
+    """Start a command, and SIGKILL its whole tree as soon as ``reached()``."""
+    with started(command) as process:
+        wait_until(reached, process, timeout)
 
 
 def read_table(folder: Path | str, filesystem: Any = None) -> pa.Table:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 import traceback
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pyarrow.fs
@@ -162,7 +164,7 @@ def train_on_ray(
             ),
         ).fit()
     finally:
-        _throw_away(storage, name)
+        _throw_away(storage, member["name"])
 
 
 def _work(member: dict[str, Any], workers: Workers, board: Any, entry: str) -> None:
@@ -229,12 +231,15 @@ def _books(storage: Storage) -> dict[str, Any]:
     return {"storage_path": path, "storage_filesystem": pyarrow.fs.PyFileSystem(handler)}
 
 
-def _throw_away(storage: Storage, name: str) -> None:
-    """Remove the run's files, best effort: a store that refuses deletion keeps a few small ones."""
+def _throw_away(storage: Storage, member: str) -> None:
+    """Remove what this run and killed ones before it left, best effort: a store that refuses deletion keeps it."""
     folder = f"{storage.path.rstrip('/')}/{BOOKS}"
-    try:
-        storage.fs.rm(f"{folder}/{name}", recursive=True)
+    own = re.compile(rf"{re.escape(member)}-[0-9a-f]{{12}}")
+    # Whatever goes wrong here is no reason to lose a member that has reached its end.
+    with suppress(Exception):
+        storage.fs.invalidate_cache()
+        for entry in storage.fs.ls(folder, detail=False):
+            if own.fullmatch(entry.rstrip("/").rsplit("/", 1)[-1]):
+                storage.fs.rm(entry, recursive=True)
         if storage.is_local and not os.listdir(folder):
             os.rmdir(folder)
-    except Exception:
-        return

@@ -1,0 +1,1 @@
+"""How honest a bundle is: scores of labelled pictures, hide and seek with the lungs, tables by source, view and age."""
