@@ -1,4 +1,4 @@
-"""``docs/reference/train-options.md`` and ``conf/`` against the settings that the code takes."""
+"""The option pages in ``docs/reference`` and ``conf/`` against the settings that the code takes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from training.audit.classification import AuditSettings
+from training.audit.options import AuditOptions
 from training.augmentation.classification_warp import ClassificationWarpSettings
 from training.augmentation.degradation import DegradationSettings
 from training.augmentation.segmentation_warp import SegmentationWarpSettings
@@ -23,7 +25,7 @@ from training.segmentation import SegmentationRecipe
 from training.splits.folds import FoldSettings
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "reference" / "train-options.md"
+PAGES = ROOT / "docs" / "reference"
 SETTINGS: dict[str, Any] = {
     "": TrainOptions,
     "manifest.": ManifestSettings,
@@ -56,11 +58,16 @@ def shown(field: dataclasses.Field[Any]) -> str | None:
     return special[value] if isinstance(value, (str, bool, type(None))) and value in special else str(value)
 
 
-def test_the_page_has_every_option_with_its_default() -> None:
-    rows = dict(re.findall(r"^\| `([\w.*]+)` \| (.*?) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
+@pytest.mark.parametrize(
+    ("page", "tables"),
+    [("train-options.md", SETTINGS), ("audit-options.md", {"": AuditOptions, "settings.": AuditSettings})],
+)
+def test_the_page_has_every_option_with_its_default(page: str, tables: dict[str, Any]) -> None:
+    text = (PAGES / page).read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([\w.*]+)` \| (.*?) \|", text, re.MULTILINE))
     expected = {
         f"{prefix}{field.name}": shown(field)
-        for prefix, settings in SETTINGS.items()
+        for prefix, settings in tables.items()
         for field in dataclasses.fields(settings)
     }
     assert rows == expected
