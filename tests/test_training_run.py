@@ -101,6 +101,7 @@ def test_an_empty_class_and_a_missing_style_are_refused(material: tuple[Path, st
         run_training(
             options(
                 "classification", *material, tmp_path / "a", "segmentation=seeded",
+                "recipe.classification.mask_style=seeded",
                 "recipe.classification.classes=[Covid+,Covid-,Pneumonia]",
             )
         )  # fmt: skip

@@ -1,56 +1,181 @@
-"""The model card that lies beside a bundle's weights, in Markdown, from what is known of its training."""
+"""The model card that lies beside a bundle's weights: under two pages of Markdown, written from what is known.
+
+Every sentence is true of any data set that a user trains on: what is counted is counted here, and what is not known
+is left out.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
 from cxr_ray.weights import BundleMeta
-from training.material import Material
+from training.card_tables import CUT, DRAWS, Scored, confound, sides_table, subgroups_table
+from training.loop import Stage
+from training.material import LEFT_OUT, Material
+from training.options import Recipe
+from training.provenance import LungRun
+from training.splits.folds import PUBLISHED
+
+_TWO_PAGES_OF_GROUPS = 5
 
 
-def card_text(meta: BundleMeta, material: Material, out_of_fold: pa.Table) -> str:
-    """Model card of an assembled bundle. Figures are those of ``meta.metrics``; nothing is estimated here."""
+def card_text(
+    meta: BundleMeta,
+    material: Material,
+    out_of_fold: pa.Table,
+    *,
+    recipe: Recipe | None = None,
+    data: Mapping[str, Any] | None = None,
+    lungs: LungRun | None = None,
+) -> str:
+    """Model card of an assembled bundle.
+
+    Args:
+        meta: of the bundle, metrics and thresholds included.
+        material: of the classification output.
+        out_of_fold: one row per training picture: image_id, group, source, label, fold, logit (null: no lungs found).
+        recipe: that the paths were trained with; None: not known, and the card does not say what was run.
+        data: ``data.json`` of the classification output (``dropped``, ``regrouped``).
+        lungs: how Module 1 was trained; None: its weights were taken from another bundle.
+    """
+    seed = 0 if recipe is None else recipe.loop.seed
+    examples = dict(zip(material.frames.image_id, material.frames.examples, strict=True))
+    scored = Scored.of(out_of_fold, examples, meta.positive_class)
     parts = [
         f"# {meta.name}",
-        "Research software, not a medical device. Scores of this bundle must not be used to diagnose, treat or triage "
-        "patients, or to decide about any person.",
-        "## Trained on",
-        f"{meta.trained_on}. Fingerprint of the data: `{meta.training_data_fingerprint}`.",
-        _sides(material),
-        "A source that holds one class only lets a network tell the class by the source. Figures over all sources "
-        "therefore say little; those inside the sources that hold both classes are the ones to quote.",
-        "## Figures (value, 95 % interval over groups of patients)",
+        *_use(meta),
+        *([] if recipe is None else ["## What was run", _run(meta, recipe, lungs)]),
+        "## Data",
+        f"Paths trained on {meta.trained_on}. Fingerprint of the data: `{meta.training_data_fingerprint}`.",
+        sides_table(material),
+        _left_out(material, data or {}),
+        confound(material, meta.positive_class),
+        "## Figures",
+        _scope(recipe),
         _figures(meta.metrics),
+        f"Out of fold, by source, view and age group (child: under 18), {DRAWS:,} draws; AUC over pairs of the same "
+        f"fold, sensitivity and specificity of the one path at a probability of {CUT}, which is no threshold of the "
+        "bundle; -: undefined. Small rows say little.",
+        subgroups_table(scored, meta.positive_class, seed=seed),
         "## Reading a score",
         _reading(meta),
         "## Licence",
         meta.licence_basis,
     ]
-    regrouped = [
-        f"Group {one.group_key} held {one.share:.0%} of the source {one.source}; it was taken apart into "
-        f"{one.patients} groups by patient, so near copies of different patients may stand in two folds."
-        for one in material.regrouped
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _use(meta: BundleMeta) -> list[str]:
+    return [
+        "Research software, not a medical device.",
+        "## Intended use",
+        "Research on frontal chest radiographs: scoring archives for study, comparing methods, studying data sets. "
+        f'Classes: {", ".join(meta.classes)}; `p_covid` speaks of "{meta.positive_class}".',
+        "**Not to be used** to diagnose, treat or triage patients or to decide about any person; to estimate how "
+        "common a disease is; on other views or body parts; to compare hospitals or groups of patients. No clinical "
+        "validation was made. A heat map shows what moved the score, not where a disease is.",
     ]
-    return "\n\n".join([*parts, *regrouped]) + "\n"
 
 
-def _sides(material: Material) -> str:
-    counts: Counter[tuple[str, str, str]] = Counter(
-        (example.source or "?", example.label or "?", side)
-        for example, side in zip(material.frames.examples, material.split, strict=True)
+def _run(meta: BundleMeta, recipe: Recipe, lungs: LungRun | None) -> str:
+    """A list of what decided the weights."""
+    paths = recipe.classification
+    rule = (
+        "dealt as the original's, which keep no patient together"
+        if paths.folds.rule == PUBLISHED
+        else "of whole patients and groups, stratified by class and source"
     )
-    sides = sorted({side for _, _, side in counts})
-    lines = [f"| source | class | {' | '.join(sides)} |", "| --- | --- |" + " ---: |" * len(sides)]
-    for source, label in sorted({(source, label) for source, label, _ in counts}):
-        numbers = " | ".join(str(counts[source, label, side]) for side in sides)
-        lines.append(f"| {source} | {label} | {numbers} |")
-    return "\n".join(lines)
+    shares = paths.copy_shares or [1.0] * len(paths.copies.kinds)
+    copies = ", ".join(
+        f"{kind} {share / sum(shares):.0%}" for kind, share in zip(paths.copies.kinds, shares, strict=True)
+    )
+    drawn = "anew in every epoch" if paths.fresh_copies else "once"
+    lines = [
+        f"Module 2 (class): recipe `{recipe.name}`, seed {recipe.loop.seed}. {meta.paths} paths, each trained without "
+        f"one of {paths.folds.count} folds ({rule}; fold seed {paths.folds.seed}).",
+        *(f"Stage {number}: {_stage(stage)}." for number, stage in enumerate(paths.stages, start=1)),
+        f"Copies of a picture, drawn {drawn} (seed {paths.copies.seed}): {copies}; mirrored {paths.mirror:.0%}. Class "
+        f"weights: {paths.class_weights}. Lung gate: {'on' if meta.lung_gate else 'off'}. Lungs of style "
+        f"{meta.mask_style}.",
+    ]
+    if lungs is None:
+        lines.append(
+            f"Module 1 (lungs; {', '.join(meta.mask_styles)}) was not trained in this run; its weights were taken from "
+            "another bundle."
+        )
+    else:
+        lines += _lung_lines(lungs)
+    lines.append("Weights are those of the last epoch; no epoch is chosen by a figure.")
+    return "\n".join(f"* {line}" for line in lines)
 
 
-def _figures(metrics: dict[str, Any]) -> str:
+def _lung_lines(lungs: LungRun) -> list[str]:
+    examples = lungs.material.frames.examples
+    pairs = Counter(
+        (example.mask_style or "", side)
+        for example, side in zip(examples, lungs.material.split, strict=True)
+        if side != LEFT_OUT
+    )
+    recipe = lungs.options.recipe.segmentation
+    counts = "; ".join(
+        f"{style}: {pairs[style, 'train']} pairs trained on, {pairs[style, 'val']} watched"
+        for style in recipe.styles
+    )
+    return [
+        f"Module 1 (lungs): recipe `{lungs.options.recipe.name}`, seed {lungs.options.recipe.loop.seed}. {counts}.",
+        *(
+            f"Stage {number}: frames of {stage.rows} x {stage.columns}, {_stage(stage)}."
+            for number, stage in enumerate(recipe.stages, start=1)
+        ),
+    ]
+
+
+def _stage(stage: Stage) -> str:
+    rate = stage.optimiser
+    warm_up = f", warm-up {rate.warm_up:.0%}" if rate.warm_up else ""
+    epochs = "1 epoch" if stage.epochs == 1 else f"{stage.epochs} epochs"
+    return f"{epochs}, batch {stage.batch}, learning rate {rate.learning_rate:g} ({rate.schedule}{warm_up})"
+
+
+def _left_out(material: Material, data: Mapping[str, Any]) -> str:
+    """What is missing from the data, and what was taken apart."""
+    sentences = []
+    reasons = Counter(reason for reason in material.reason if reason)
+    if reasons:
+        counts = ", ".join(f"{count:,} for their {reason}" for reason, count in sorted(reasons.items()))
+        sentences.append(f"Left out: {counts.replace('_', ' ')}.")
+    dropped = data.get("dropped", material.frames.dropped)
+    if dropped:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
+        sentences.append(f"Not decoded when ingested, and so not in the table: {counts}.")
+    regrouped = list(data.get("regrouped", ()))
+    for one in regrouped[:_TWO_PAGES_OF_GROUPS]:
+        sentences.append(
+            f"Group {one['group_key']} ({one['pictures']:,} pictures) held {one['share']:.0%} of the source "
+            f"{one['source'] or 'without a name'}; it was taken apart by patient, into {one['patients']} groups, so "
+            "near copies of different patients may stand in two folds."
+        )
+    if len(regrouped) > _TWO_PAGES_OF_GROUPS:
+        sentences.append(f"So were {len(regrouped) - _TWO_PAGES_OF_GROUPS} more groups.")
+    return " ".join(sentences)
+
+
+def _scope(recipe: Recipe | None) -> str:
+    text = (
+        "Value with 95 % interval over groups of patients. *Out of fold*: each training picture by the one path that "
+        "did not see it. *Calibration*: the whole ensemble on pictures that no path saw. Other splits took no part; "
+        "`jobs/audit.py` measures them."
+    )
+    if recipe is not None and recipe.classification.folds.rule == PUBLISHED:
+        text += " The folds keep no patient together, so out-of-fold figures are too high where a patient has several."
+    return text
+
+
+def _figures(metrics: Mapping[str, Any]) -> str:
     lines = []
     for name, value in metrics.items():
         if isinstance(value, dict):
@@ -69,13 +194,14 @@ def _reading(meta: BundleMeta) -> str:
     lines = [
         f"`p_calibrated` is valid at a prevalence of {meta.calibration['prevalence']:.3f} only, that of the "
         f"{meta.calibration['n']} calibration pictures; give `prevalence=` to shift it to yours.",
-        "Thresholds on `p_covid`, with sensitivity and specificity on the calibration pictures, where they were "
-        "chosen, so that other pictures will show less:",
+        "Thresholds on `p_covid`, with sensitivity and specificity on the calibration pictures. They were chosen on "
+        "these, so expect less on others:",
     ]
     for name, point in meta.thresholds.items():
-        low, high = point["sensitivity"], point["specificity"]
-        lines.append(
-            f"* `{name}`: {point['p_covid']:.4f}, sensitivity {low[0]:.3f} ({low[1]:.3f} to {low[2]:.3f}), specificity "
-            f"{high[0]:.3f} ({high[1]:.3f} to {high[2]:.3f})"
-        )
+        shown = [
+            f"{kind} {point[kind][0]:.3f} ({point[kind][1]:.3f} to {point[kind][2]:.3f})"
+            for kind in ("sensitivity", "specificity")
+        ]
+        default = ", the default" if name == meta.default_threshold else ""
+        lines.append(f"* `{name}`{default}: {point['p_covid']:.4f}, {', '.join(shown)}")
     return "\n".join(lines)

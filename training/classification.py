@@ -55,6 +55,8 @@ class ClassificationRecipe:
     """All paths start from the same weights, as the original's do."""
     start_seed: int = 5
     """Seed of the starting weights."""
+    running_step_counter: bool = False
+    """Adam's step counter runs on over the folds while its moments start afresh, as in the original."""
     stages: list[Stage] = field(default_factory=lambda: [Stage()])
     """Stretches of training, one after the other."""
 
@@ -91,12 +93,14 @@ class PathTask:
         self.store, self.pictures = store, pictures
         self.training, self.held_out = training, held_out
         self.picture_ids: Sequence[str] = [pictures.picture_ids[i] for i in training]
+        self.folds_before = number if recipe.running_step_counter else 0
         start = recipe.start_seed if recipe.same_start else recipe.start_seed + number
         self.model: nn.Module = Path(classes=len(recipe.classes), lung_gate=recipe.lung_gate).initialise(
             start
         )
         labels = [int(pictures.class_N[i]) for i in training]
         self.weights_C = class_weights(labels, classes=len(recipe.classes), rule=recipe.class_weights)
+        self.mean_weight = self.weights_C[torch.tensor(labels)].mean()
         shares = np.array(recipe.copy_shares or [1.0] * len(recipe.copies.kinds))
         self._cumulative = np.cumsum(shares / shares.sum())
 
@@ -119,7 +123,7 @@ class PathTask:
             if self.recipe.copies.kinds[copy] == "removed":
                 # Without lungs there is nothing to tell the classes by: the right answer is "cannot say".
                 targets.append(torch.full((classes,), 1.0 / classes))
-                weights.append(self.weights_C.mean())
+                weights.append(self.mean_weight)
             else:
                 targets.append(nn.functional.one_hot(torch.tensor(label), classes).float())
                 weights.append(self.weights_C[label])

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cxr_ray.nets.gate import look_up, quantise, tissue
 from cxr_ray.nets.network import Network
+from cxr_ray.nets.path import MASK_THRESHOLD
 from cxr_ray.nets.segmenter import lung_probability
 from training.augmentation.classification_warp import (
     ClassificationWarpSettings,
@@ -31,6 +32,8 @@ from training.augmentation.degradation import DegradationSettings, degrade
 from training.seeding import random_state
 
 CHUNK = 32
+OPEN_CHUNKS = 256
+"""Each open chunk holds a file descriptor."""
 COPIES = ("plain", "warped", "degraded", "removed", "only")
 """plain: as scoring sees it. warped: another geometry. degraded: another camera, then another geometry. removed: the
 lungs blanked out. only: everything but the lungs blanked out."""
@@ -57,7 +60,7 @@ class FeatureStore:
         folder: local folder of the store; made if it is not there.
         network: the segmenter, gate, standardisation and scattering of scoring; its paths are not used.
         pixels_NHW: equalised frames; picture_ids: their ids in the manifest, which seed the draws.
-        fingerprint: names segmenter and preprocessing, so that two stores are never mixed.
+        fingerprint: names segmenter and standardisation; with pixels, ids and settings it names the store.
     """
 
     def __init__(
@@ -70,7 +73,8 @@ class FeatureStore:
         *,
         fingerprint: str,
     ) -> None:
-        named = json.dumps([fingerprint, asdict(settings), list(picture_ids)], sort_keys=True)
+        pixels = hashlib.sha256(np.ascontiguousarray(pixels_NHW).data).hexdigest()
+        named = json.dumps([fingerprint, pixels, asdict(settings), list(picture_ids)], sort_keys=True)
         self.folder = folder / hashlib.sha256(named.encode()).hexdigest()[:16]
         self.network, self.pixels_NHW, self.picture_ids = network, pixels_NHW, picture_ids
         self.settings = settings
@@ -101,6 +105,8 @@ class FeatureStore:
         """Path input of one copy of one picture; ``fill`` must have run."""
         chunk, place = divmod(picture, CHUNK)
         if chunk not in self._maps:
+            if len(self._maps) >= OPEN_CHUNKS:
+                self._maps.clear()
             self._maps[chunk] = np.load(self._path(chunk), mmap_mode="r")
         return self._maps[chunk][place, copy]
 
@@ -118,6 +124,10 @@ class FeatureStore:
         return self.network.ensemble.inputs(torch.from_numpy(x_HW)[None], torch.from_numpy(mask_HW)[None])[
             0
         ].numpy()
+
+    def has_lungs(self, picture: int) -> bool:
+        """Whether the paths see any lung in the untouched picture."""
+        return bool((self.plain(picture)[-1] > MASK_THRESHOLD).any())
 
     def plain(self, picture: int) -> NDArray[np.float32]:
         """The untouched picture's path input, from the store where a plain copy is kept, else computed now."""

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
-import platform
 import shutil
 import sys
 import time
-from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from cxr_ray.archives.storage import Storage, open_storage
-from cxr_ray.errors import OutputError, RunFailed, TrainingDataError
+from cxr_ray.errors import MissingExtra, RunFailed, TrainingDataError
+from cxr_ray.pipeline.publish import Publisher
+from training.binding import bind
 from training.data.licences import licence_basis
 from training.data.manifest import Example, manifest_root
 from training.data.masks import load_masks
-from training.material import LEFT_OUT, Material, divide, gather, write_split
+from training.material import LEFT_OUT, SPLIT_FILE, Material, divide, gather, split_bytes
 from training.members import DONE, member_names
-from training.options import Execution, TrainOptions, as_plain, recorded
+from training.options import Execution, TrainOptions, absolute, as_plain
+from training.outputs import DATA
 from training.tasks import work_folder
 
-CONFIG = "config.json"
-DATA = "data.json"
-"""What the manifest and shards gave: counts, groups taken apart, licences."""
 EXIT_OK = 0
-_PACKAGES = ("cxr_ray", "torch", "numpy", "scipy", "kymatio", "opencv-python-headless", "scikit-learn", "ray")
 
 
 def run_training(options: TrainOptions) -> int:
@@ -41,13 +39,17 @@ def run_training(options: TrainOptions) -> int:
     """
     started = time.monotonic()
     output = open_storage(options.output, options.output_options)
-    bind(options, output)
+    publisher = Publisher(output)
+    bind(options, publisher, write=False)
     if options.task == "assemble":
         from training.assemble import assemble
 
-        facts = assemble(options, output)
+        facts = assemble(options, publisher)
     else:
-        prepare(options, output)
+        # Nothing is written before the data have been found good: a first mistake costs nothing but a new try.
+        material = checked_material(options)
+        bind(options, publisher, write=True)
+        write_material(material, publisher)
         facts = train_members(options, output)
     print(
         json.dumps(
@@ -63,39 +65,22 @@ def run_training(options: TrainOptions) -> int:
     return EXIT_OK
 
 
-def bind(options: TrainOptions, output: Storage) -> None:
-    """Tie OUTPUT to what decides the weights; refuse one that was begun with something else.
-
-    Raises:
-        OutputError: begun with other settings; the message names them.
-    """
-    now = json.loads(json.dumps(recorded(options)))
-    path = f"{output.path}/{CONFIG}"
-    if output.fs.exists(path):
-        before = json.loads(output.fs.cat_file(path))["settings"]
-        odd = sorted(_differences(before, now))
-        if odd:
-            raise OutputError(
-                f"this output was begun with other settings ({', '.join(odd[:5])}); give a new output, or the settings "
-                f"it was begun with (in its {CONFIG})"
-            )
-        return
-    output.fs.makedirs(output.path, exist_ok=True)
-    facts = {"settings": now, "packages": _versions(), "python": platform.python_version()}
-    with output.fs.open(path, "wb") as file:
-        file.write(json.dumps(facts, indent=1).encode())
-
-
-def prepare(options: TrainOptions, output: Storage) -> None:
-    """Read and check all data before any worker starts, and write the split once."""
+def checked_material(options: TrainOptions) -> Material:
+    """Read all data and decide the split, so that bad data are refused before any worker starts. Raises UsageError."""
     material = divide(gather(options), options)
     if options.task == "segmentation":
         used = [i for i, side in enumerate(material.split) if side in ("train", "val")]
         load_masks(
             material.frames.take(used), root=manifest_root(options.manifest), options=options.manifest.options
         )
-    if not output.fs.exists(f"{output.path}/split.parquet"):
-        write_split(material, output)
+    print(describe(material), file=sys.stderr, flush=True)
+    return material
+
+
+def write_material(material: Material, output: Publisher) -> None:
+    """The split, once, and what is to be known of the data."""
+    if output.read(SPLIT_FILE) is None:
+        output.replace(SPLIT_FILE, split_bytes(material))
     facts = {
         "pictures": len(material.frames),
         "dropped": material.frames.dropped,
@@ -105,9 +90,7 @@ def prepare(options: TrainOptions, output: Storage) -> None:
             [e for (e, _), why in zip(_rows(material), material.reason, strict=True) if why == "licence"],
         ),
     }
-    with output.fs.open(f"{output.path}/{DATA}", "wb") as file:
-        file.write(json.dumps(facts, indent=1).encode())
-    print(describe(material), file=sys.stderr, flush=True)
+    output.replace(DATA, json.dumps(facts, indent=1).encode())
 
 
 def _rows(material: Material) -> list[tuple[Example, str]]:
@@ -129,13 +112,15 @@ def train_members(options: TrainOptions, output: Storage) -> dict[str, Any]:
     names = member_names(options)
     if not names:
         raise TrainingDataError("execution.only names no member of this run")
-    members = [{"name": name, "options": as_plain(options)} for name in names if not _done(output, name)]
+    plain = as_plain(absolute(options))
+    members = [{"name": name, "options": plain} for name in names if not _done(output, name)]
     if members:
         _launch(members, options, output)
     missing = [name for name in names if not _done(output, name)]
     if missing:
         raise RunFailed(f"{', '.join(missing)} did not finish; run the same command again to go on")
-    if options.execution.work_dir is None:
+    everyone = member_names(replace(options, execution=replace(options.execution, only=[])))
+    if options.execution.work_dir is None and all(_done(output, name) for name in everyone):
         shutil.rmtree(work_folder(options), ignore_errors=True)  # gigabytes that nobody asked to keep
     return {
         "members": {
@@ -157,6 +142,10 @@ def _launch(members: list[dict[str, Any]], options: TrainOptions, output: Storag
             max_failures=execution.max_failures,
         )
         return
+    if importlib.util.find_spec("ray") is None:
+        raise MissingExtra(
+            'execution.launcher=ray needs Ray: pip install "cxr_ray[jobs]", or train here with execution.launcher=local'
+        )
     from training.parallel.ray_train import run_members
 
     run_members(
@@ -180,22 +169,3 @@ def local_slots(execution: Execution) -> int:
 
 def _done(output: Storage, name: str) -> bool:
     return bool(output.fs.exists(f"{output.path}/members/{name}/{DONE}"))
-
-
-def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        names = before.keys() | now.keys()
-        return [
-            odd for name in names for odd in _differences(before.get(name), now.get(name), f"{prefix}{name}.")
-        ]
-    return [] if before == now else [prefix.rstrip(".")]
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

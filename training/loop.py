@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cxr_ray.errors import NonfiniteLoss
+from cxr_ray.errors import NonfiniteLoss, TrainingDataError
 from cxr_ray.nets.dropout import key_dropout
 from training.checkpoints import Checkpoints
 from training.optimiser import KerasAdam, OptimiserSettings
@@ -54,7 +54,7 @@ class LoopSettings:
     """What the loop itself can be told."""
 
     seed: int = 1
-    """Seed of the order of pictures, augmentation, dropout and starting weights."""
+    """Seed of the order of pictures, augmentation and dropout (copies, folds and starting weights have their own)."""
     batch_norm: str = "local"
     """``local``: each worker normalises its own share of a batch; ``sync``: all shares together."""
     batch_norm_momentum: float = 0.01
@@ -73,6 +73,8 @@ class Task(Protocol):
     name: str
     """Name of the member: ``fold0``, ``v7``, ..."""
     model: nn.Module
+    folds_before: int
+    """Members whose steps Adam's bias correction counts as made before; 0 but for the original's recipe."""
     picture_ids: Sequence[str]
     """The manifest's id of each training picture: what its draws depend on, wherever the files lie."""
 
@@ -117,7 +119,14 @@ def train(
 
     Raises:
         NonfiniteLoss: a step gave NaN or infinity. The last good checkpoint stays.
+        TrainingDataError: fewer pictures than one batch.
     """
+    for stage in stages:
+        if not steps_per_epoch(len(task.picture_ids), stage):
+            raise TrainingDataError(
+                f"{task.name} has {len(task.picture_ids)} training pictures, fewer than a batch of {stage.batch}; give "
+                "more pictures, a smaller batch or drop_last=false"
+            )
     model = task.model.to(processes.device)
     if processes.device.type == "cpu":
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -126,7 +135,7 @@ def train(
     while progress.stage < len(stages):
         stage = stages[progress.stage]
         if optimiser is None:
-            optimiser = _optimiser(model, stage, len(task.picture_ids))
+            optimiser = _optimiser(task, stage)
         while progress.epoch < stage.epochs:
             _epoch(task, model, stage, settings, progress, optimiser, processes, checkpoints)
             last = progress.epoch + 1 == stage.epochs
@@ -227,8 +236,9 @@ def _finish_epoch(
     return row
 
 
-def _optimiser(model: nn.Module, stage: Stage, pictures: int) -> KerasAdam:
-    return KerasAdam(model.parameters(), stage.optimiser, stage.epochs * steps_per_epoch(pictures, stage))
+def _optimiser(task: Task, stage: Stage) -> KerasAdam:
+    steps = stage.epochs * steps_per_epoch(len(task.picture_ids), stage)
+    return KerasAdam(task.model.parameters(), stage.optimiser, steps, steps_before=task.folds_before * steps)
 
 
 def _save(
@@ -259,7 +269,7 @@ def _restore(
     tensors = checkpoint.tensors
     task.model.load_state_dict(_below(tensors, "model."))
     stage = stages[progress.stage]
-    optimiser = _optimiser(task.model, stage, len(task.picture_ids))
+    optimiser = _optimiser(task, stage)
     optimiser.load(_below(tensors, "optimiser."))
     if progress.epoch == stage.epochs:
         return _Progress(**{**facts, "stage": progress.stage + 1, "epoch": 0}), None

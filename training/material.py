@@ -6,6 +6,7 @@ there, so that a resumed run cannot see another split.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cxr_ray.archives.storage import Storage, open_storage
+from cxr_ray.archives.storage import open_storage
 from cxr_ray.errors import TrainingDataError
 from training.data.frames import Frames, load_frames
 from training.data.licences import allows
@@ -153,8 +154,8 @@ def _divide_training(
     return notes
 
 
-def write_split(material: Material, output: Storage) -> None:
-    """``OUTPUT/split.parquet``: one row per picture."""
+def split_bytes(material: Material) -> bytes:
+    """The content of ``OUTPUT/split.parquet``: one row per picture."""
     frames = material.frames
     rows = [
         {
@@ -176,8 +177,9 @@ def write_split(material: Material, output: Storage) -> None:
             frames.image_id, frames.examples, material.split, material.fold, material.reason, strict=True
         )
     ]
-    with output.fs.open(f"{output.path}/{SPLIT_FILE}", "wb") as file:
-        pq.write_table(pa.Table.from_pylist(rows, schema=SPLIT_SCHEMA), file)
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=SPLIT_SCHEMA), buffer)
+    return buffer.getvalue()
 
 
 def read_material(options: TrainOptions) -> Material:

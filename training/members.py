@@ -48,6 +48,9 @@ def run_member(settings: dict[str, Any], processes: Processes, report: Callable[
     torch.set_num_threads(options.execution.threads)
     cv2.setNumThreads(options.execution.threads)
     keep_freed_memory()
+    # float32 means IEEE float32, and the same GPU gives the same result twice.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
     output = open_storage(f"{options.output}/members/{name}", options.output_options)
     if output.fs.exists(f"{output.path}/{DONE}"):
         return

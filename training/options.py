@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from cxr_ray.archives.storage import open_storage
 from cxr_ray.errors import UsageError
+from cxr_ray.weights.storage import public_url
 from training.classification import ClassificationRecipe
 from training.data.manifest import ManifestSettings
 from training.features import COPIES
@@ -122,10 +124,41 @@ def recorded(options: TrainOptions) -> dict[str, Any]:
     plain = asdict(options)
     for name in ("execution", "shards_options", "output_options", "output"):
         del plain[name]
-    plain["manifest"].pop("options", None)
-    for name in ("key_env", "key_file"):
-        plain["manifest"].pop(name, None)
-    return plain
+    for name in ("options", "key_env", "key_file"):
+        del plain["manifest"][name]
+    for place, name in (
+        (plain, "shards"), (plain, "segmentation"), (plain, "classification"),
+        (plain["manifest"], "path"), (plain["manifest"], "root"),
+    ):  # fmt: skip
+        # Without user name, password and query, which may hold a signature.
+        place[name] = None if place[name] is None else public_url(place[name])
+    return relevant(plain)
+
+
+def relevant(settings: dict[str, Any]) -> dict[str, Any]:
+    """The recorded settings that the task depends on: one module's recipe does not concern the other."""
+    others = {"segmentation": ["classification"], "classification": ["segmentation"]}
+    unread = others.get(settings["task"], ["segmentation", "classification"])
+    recipe = {name: value for name, value in settings["recipe"].items() if name not in unread}
+    return {**settings, "recipe": recipe}
+
+
+def absolute(options: TrainOptions) -> TrainOptions:
+    """The same options with whole addresses, so that a worker with another working directory finds the places."""
+
+    def whole(url: str | None) -> str | None:
+        return url if not url or url in ("default", "seeded") else open_storage(url).url
+
+    return replace(
+        options,
+        output=str(whole(options.output)),
+        shards=whole(options.shards),
+        segmentation=whole(options.segmentation),
+        classification=whole(options.classification),
+        manifest=replace(
+            options.manifest, path=whole(options.manifest.path) or "", root=whole(options.manifest.root)
+        ),
+    )
 
 
 def _check(options: TrainOptions) -> None:

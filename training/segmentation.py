@@ -52,7 +52,7 @@ class Pairs:
 
     def at(self, rows: int, columns: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Frames (area average) and lungs (nearest) at another size; the same arrays at their own."""
-        if self.pixels_NHW.shape[1:] == (rows, columns):
+        if self.pixels_NHW.shape[1:] == (rows, columns) or not len(self.pixels_NHW):
             return self.pixels_NHW, self.lungs_NHW
         size = (columns, rows)
         frames = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in self.pixels_NHW]
@@ -78,6 +78,7 @@ class SegmentationTask:
         self.training = training
         self.validation = validation
         self.picture_ids = training.picture_ids
+        self.folds_before = 0
         self.model: nn.Module = Segmenter().initialise(recipe.start_seed)
         self._sized: dict[tuple[str, int, int], tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
 
@@ -114,6 +115,8 @@ class SegmentationTask:
 
     def validate(self, model: nn.Module, stage: Stage) -> Row:
         """Mean lung Dice at 0.5 over the validation pictures, and the coefficient that the original monitors."""
+        if not len(self.validation.picture_ids):
+            return {}
         lungs, coefficients = self.predict(model, stage)
         _, truth = self._at("validation", stage)
         dice = lung_metrics(lungs, truth.astype(bool))["dice"]

@@ -112,7 +112,11 @@ def refusal(error: BaseException) -> str:
     if quoted is None:
         unknown = re.search(r"Could not override '([\w.@/]+)'", first)
         near = difflib.get_close_matches(unknown[1], _option_names(), n=1) if unknown else []
-        hint = f"did you mean {near[0]}?" if near else "options: docs/reference/options.md"
+        hint = (
+            f"did you mean {near[0]}?"
+            if near
+            else "options: docs/reference/options.md, for training train-options.md"
+        )
         return f"{first.rstrip('.')} ({hint})"
     name = quoted[1]
     return (

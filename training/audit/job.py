@@ -21,7 +21,7 @@ from training.audit.classification import AuditResult, audit
 from training.audit.options import AuditOptions
 from training.audit.scoring import score_frames
 from training.audit.segmentation import audit_segmentation
-from training.audit.test_uses import log_place, log_test_use
+from training.audit.test_uses import TestUse, log_place, log_test_use, refuse_second_use
 from training.data.frames import Frames, load_frames
 from training.data.manifest import check_classes, manifest_root, read_manifest
 from training.data.masks import load_masks
@@ -37,7 +37,8 @@ def run_audit(options: AuditOptions) -> int:
     """Carry out one audit; returns the exit code.
 
     Raises:
-        UsageError: options, weights or data that cannot serve, or an audit of this split that is there already.
+        UsageError: options, weights or data that cannot serve; an audit of this split that is there already; weights
+            that the log of test uses knows (without ``again``).
     """
     started = time.monotonic()
     output = open_storage(options.output, options.output_options)
@@ -52,14 +53,11 @@ def run_audit(options: AuditOptions) -> int:
     compare = None if options.compare is None else load_bundle(options.compare, **options.weights_options)
     frames = gather(options, bundle)
     if options.split == options.test_split:
-        bundles = [bundle] if compare is None else [bundle, compare]
-        log_test_use(
-            log_place(options.test_log, output),
-            bundles,
-            task=options.task,
-            pictures=len(frames),
-            arguments=sys.argv[1:],
-        )
+        log, use = log_place(options.test_log, output), TestUse.of(options.task, frames)
+        if not options.again:
+            refuse_second_use(log, bundle, use)
+        # The other bundle may have been scored before: a comparison in pairs needs its scores again.
+        log_test_use(log, [bundle] if compare is None else [bundle, compare], use, sys.argv[1:])
     result = _audit(options, bundle, compare, frames)
     result.summary["dropped"] = frames.dropped
     _write(output, f"{folder}/{table_name}", _parquet(result))

@@ -44,8 +44,9 @@ class AuditOptions:
     test_split: str = "test"
     """The split of which every scoring is logged."""
     test_log: str | None = None
-    """Markdown file that gets a line before the test split is scored; default: ``training/test_uses.md`` of the
-    checkout where that is there, else ``OUTPUT/audit/test_uses.md``."""
+    """Markdown file that gets a line before the test split is scored; default: ``test_uses.md`` beside OUTPUT."""
+    again: bool = False
+    """Score the test split although the log holds these weights and pictures already; that is logged too."""
     device: str = "auto"
     """``cpu``, ``cuda``, or ``auto``: a GPU where there is one."""
     processes: int | None = None
