@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from training_material import make_pairs, make_shards
 
 from cxr_ray.errors import OutputError, TrainingDataError, UsageError
 from cxr_ray.scorer import Scorer
-from cxr_ray.weights import Bundle, save_bundle, seeded_bundle
+from cxr_ray.weights import Bundle, BundleMeta, save_bundle, seeded_bundle
 from training.audit import job
 from training.audit.chunks import map_chunks
 from training.audit.classification import AuditSettings, audit, predictions_table
@@ -99,11 +100,11 @@ def made(count: int = 120, seed: int = 0, skill: float = 1.0) -> tuple[Frames, P
 
 
 def test_scores_are_the_scorers_and_hidden_lungs_are_hidden(bundle: Bundle) -> None:
-    everywhere = with_lung_logit(bundle, 40.0)
+    small = dataclasses.replace(bundle, paths=bundle.paths[:2])  # two paths show what six would
+    everywhere = with_lung_logit(small, 40.0, paths=2)
     pixels = tissue_frames(2)
-    pixels[:, 100:140, 100:140] = (
-        255  # the tissue gate removes it from the mask, yet it stays hidden with the lungs
-    )
+    # The tissue gate removes it from the mask, yet it stays hidden with the lungs.
+    pixels[:, 100:140, 100:140] = 255
     found = score_frames(everywhere, pixels, hide_and_seek=True)
     scores = Scorer(everywhere).score(pixels)
     for name in ("p_covid", "logit", "path_logits", "lung_fraction"):
@@ -299,16 +300,19 @@ def test_the_job_logs_the_test_split_before_it_scores_it(
     def broken(*_: Any, **__: Any) -> Predictions:
         raise RuntimeError("stopped while scoring")
 
-    options = options_for(asked, tmp_path)
     log = tmp_path / "log" / "uses.md"
     monkeypatch.setattr(job, "score_frames", broken)
     with pytest.raises(RuntimeError):
-        job.run_audit(options)
-    assert log.read_text().count("| classification | 4 |") == 1
+        job.run_audit(options_for(asked, tmp_path))
+    assert uses(log) == 1
     monkeypatch.setattr(job, "score_frames", fake_scores)
-    assert job.run_audit(options) == 0
+    with pytest.raises(OutputError, match=r"scored on these 4 pictures on .*again=true"):
+        job.run_audit(options_for(asked, tmp_path, output=str(tmp_path / "elsewhere")))
+    assert not (tmp_path / "elsewhere").exists()
+    assert uses(log) == 1
+    assert job.run_audit(options_for(asked, tmp_path, again=True)) == 0
     lines = log.read_text().splitlines()
-    assert log.read_text().count("| classification | 4 |") == 2
+    assert uses(log) == 2
     assert seeded_bundle(0).tensor_sha256["paths.safetensors"][:12] in lines[-1]
     assert lines[0] == "# Uses of the test split"
 
@@ -318,21 +322,36 @@ def test_the_job_logs_the_test_split_before_it_scores_it(
     assert facts["auc"]["pooled"] == pytest.approx(summary["auc"]["pooled"]["value"], abs=1e-4)
     assert pq.read_table(folder / "predictions.parquet").num_rows == 4
     with pytest.raises(OutputError, match="already"):
-        job.run_audit(options)
-    assert len(log.read_text().splitlines()) == len(lines)
+        job.run_audit(options_for(asked, tmp_path, again=True))
+    assert log.read_text().splitlines() == lines
 
 
-def test_only_the_test_split_is_logged_and_by_default_below_the_output(
+def test_only_the_test_split_is_logged_and_by_default_beside_the_output(
     asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job, "score_frames", fake_scores)
-    monkeypatch.setattr("training.__file__", str(tmp_path / "no_checkout" / "__init__.py"))
+    log = tmp_path / "test_uses.md"
     job.run_audit(options_for(asked, tmp_path, test_log=None, test_split="another"))
-    assert not (tmp_path / "out" / "audit" / "test_uses.md").exists()
-    second = options_for(asked, tmp_path, test_log=None, output=str(tmp_path / "two"), compare="seeded")
-    job.run_audit(second)
-    log = (tmp_path / "two" / "audit" / "test_uses.md").read_text()
-    assert log.count("| classification | 4 |") == 2  # both bundles
+    assert not log.exists()
+    job.run_audit(options_for(asked, tmp_path, test_log=None, output=str(tmp_path / "two"), compare="seeded"))
+    assert uses(log) == 2  # both bundles
+    # Outputs of one folder share their log; what a use is depends on pictures and tensors, not on names.
+    save_bundle(dataclasses.replace(seeded_bundle(0), meta=renamed_meta()), tmp_path / "renamed")
+    third = {"test_log": None, "output": str(tmp_path / "three")}
+    with pytest.raises(OutputError, match=r"test_uses\.md says that these weights were scored"):
+        job.run_audit(options_for(asked, tmp_path, weights=str(tmp_path / "renamed"), **third))
+    save_bundle(seeded_bundle(1), tmp_path / "other")
+    job.run_audit(options_for(asked, tmp_path, weights=str(tmp_path / "other"), **third))
+    assert uses(log) == 3
+
+
+def renamed_meta() -> BundleMeta:
+    return dataclasses.replace(seeded_bundle(0).meta, name="another-name")
+
+
+def uses(log: Path) -> int:
+    """Lines of the log about the four pictures, whose fingerprint they carry."""
+    return len(re.findall(r"\| classification \| 4 \([0-9a-f]{12}\) \|", log.read_text()))
 
 
 def test_a_segmentation_audit_writes_its_own_files(

@@ -43,7 +43,9 @@ def test_frames_are_the_pictures(pairs: tuple[ManifestSettings, str]) -> None:
     assert frames.pixels_NHW.shape == (5, 300, 340)
     assert frames.pixels_NHW.dtype == np.uint8
     assert frames.pixels_NHW.flags.c_contiguous
-    assert frames.image_id == sorted(frames.image_id)
+    assert [one.id for one in frames.examples] == sorted(one.id for one in frames.examples)
+    # Two masks of one picture, and the two pictures of a patient, are drawn as one: p0 with three rows, p1 with two.
+    assert [one.unit_key for one in frames.examples] == ["p0"] * 3 + ["p1"] * 2
     assert len(set(frames.image_id)) == 4
     assert frames.dropped == {}
     folder = Path(pairs[0].path).parent

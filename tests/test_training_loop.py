@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Noise:
     folds_before = 0
 
     def __init__(self, pictures: int = 13, poison: int | None = None) -> None:
-        self.picture_ids = [f"picture {i}" for i in range(pictures)]
+        self.picture_ids: Sequence[str] = [f"picture {i}" for i in range(pictures)]
         self.model: nn.Module = PathNet(lung_gate=True).initialise(3)
         self.poison = poison
         self.steps: list[tuple[int, ...]] = []
@@ -154,7 +154,9 @@ def learn(processes: Processes, folder: Path) -> dict[str, Tensor]:
 
     def keep_gradient(row: Row) -> None:
         if row["epoch"] == 1:
-            gradients.append(torch.cat([p.grad.flatten() for p in task.model.parameters() if p.grad is not None]))
+            gradients.append(
+                torch.cat([p.grad.flatten() for p in task.model.parameters() if p.grad is not None])
+            )
 
     history = train(
         task,

@@ -17,7 +17,9 @@ from cxr_ray.archives.manifest_table import ManifestOptions, read_rows
 from cxr_ray.archives.storage import open_storage
 from cxr_ray.errors import TrainingDataError
 from cxr_ray.pipeline.privacy import Privacy
-from training.data.manifest import Example, ManifestSettings, check_classes, manifest_root, read_manifest
+from training.data.example import Example
+from training.data.labels import check_classes
+from training.data.manifest import ManifestSettings, manifest_root, read_manifest
 from training.data.table import Addresses
 
 CLASSES = {"covid": "Covid+", "noncovid": "Covid-"}
@@ -56,6 +58,18 @@ def test_defaults_follow_the_patient_and_the_age(tmp_path: Path) -> None:
     assert (third.group, third.patient, third.pediatric) == ("c.png", None, False)
 
 
+def test_an_empty_split_is_not_an_absent_one(tmp_path: Path) -> None:
+    assert [one.split for one in read(tmp_path, [{**ROW, "split": ""}])] == [""]
+    assert [one.split for one in read(tmp_path, [ROW])] == [None]
+
+
+def test_a_table_with_uri_and_file_is_read_as_ingest_reads_it(tmp_path: Path) -> None:
+    row = {"file": "b.png", "uri": "a.png"}
+    (only,) = read(tmp_path, [row])
+    (listed,) = read_rows(open_storage(str(tmp_path / "manifest.csv")), ManifestOptions(), ListingReport())
+    assert (only.file, listed.uri.rsplit("/", 1)[1]) == ("a.png", "a.png")
+
+
 def test_csv_and_parquet_say_the_same(tmp_path: Path) -> None:
     rows = [ROW, {**ROW, "file": "b.png", "label": "noncovid"}]
     from_csv = read(tmp_path, rows)
@@ -74,8 +88,13 @@ def test_keys_never_show_a_raw_identifier(tmp_path: Path, monkeypatch: pytest.Mo
     # The key that ingest writes for the same identifier, so that tables join.
     assert keyed[0].patient_key == Privacy(key=b"k" * 32).hashed("patient", "Doe^John")
     assert keyed[0].group_key == keyed[0].patient_key
+    assert [one.id_key for one in unkeyed] == [
+        None
+    ] * 3  # the default id is the file, which names the patient
+    assert len({one.id_key for one in keyed}) == 3
     for example in (*unkeyed, *keyed):
-        assert "Doe" not in f"{example.patient_key} {example.group_key} {example.called}"
+        safe = (example.patient_key, example.group_key, example.unit_key, example.id_key, example.called)
+        assert "Doe" not in str(safe)
     pseudonyms = read(tmp_path, rows, manifest_ids="pseudonyms")
     assert pseudonyms[0].patient_key == "Doe^John"
 
@@ -83,7 +102,7 @@ def test_keys_never_show_a_raw_identifier(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("rows", "settings", "expected"),
     [
-        ([{"picture": "a.png"}], {}, "no column file"),
+        ([{"picture": "a.png"}], {}, "no column uri or file or path"),
         ([ROW], {"columns": {"label": "diagnosis"}}, "no column 'diagnosis'"),
         ([ROW], {"columns": {"colour": "label"}}, "none of file, member"),
         ([ROW, {**ROW, "file": ""}], {}, "row 2 of the manifest names no file"),

@@ -24,6 +24,8 @@ from training.losses.tanimoto import contour_weights, tanimoto_loss
 from training.parallel.processes import Processes
 from training.parallel.sync_batch_norm import SyncBatchNorm, use_sync_batch_norm
 
+pytestmark = pytest.mark.filterwarnings("ignore:Grad strides do not match")
+
 BATCH = 5
 SHARES = (slice(0, 3), slice(3, 5))
 """Unequal on purpose."""
@@ -129,9 +131,20 @@ def plain_cases(processes: Processes, share: slice) -> dict[str, Tensor]:
 
 
 def work(rank: int, folder: str) -> None:
-    """One of the two processes: everything that the tests below look at."""
+    """One of the two processes."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    try:
+        found = findings(rank)
+    finally:
+        dist.destroy_process_group()
+    safetensors.torch.save_file(
+        {k: t.contiguous() for k, t in found.items()}, f"{folder}/rank{rank}.safetensors"
+    )
+
+
+def findings(rank: int) -> dict[str, Tensor]:
+    """Everything that the tests below look at, by name."""
     processes = Processes.from_environment()
     share = SHARES[rank]
     found = plain_cases(processes, share)
@@ -144,17 +157,21 @@ def work(rank: int, folder: str) -> None:
     found["told_nothing"] = torch.tensor(processes.broadcast_bytes(None if rank == 0 else b"x") is None)
     processes.barrier()
     found["rank_size"] = torch.tensor([processes.rank, processes.size])
-    safetensors.torch.save_file(
-        {k: t.contiguous() for k, t in found.items()}, f"{folder}/rank{rank}.safetensors"
-    )
-    dist.destroy_process_group()
+    return found
+
+
+def second_process(_: int, folder: str) -> None:
+    work(1, folder)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     folder = tmp_path_factory.mktemp("two")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
+    child = mp.spawn(second_process, args=(str(folder),), nprocs=1, join=False)
+    work(0, str(folder))  # the first of the two is this process, which has imported torch already
+    while not child.join():
+        continue
     return [safetensors.torch.load_file(FilePath(folder) / f"rank{rank}.safetensors") for rank in range(2)]
 
 

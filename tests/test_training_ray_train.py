@@ -23,7 +23,8 @@ def test_a_killed_worker_resumes_and_nan_is_refused(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(entry for entry in sys.path if entry))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    members = [settings(tmp_path, "killed", fail="kill", fail_rank=1), settings(tmp_path, "nan", fail="nan")]
+    # In turn, for two workers take both CPUs: the second goes on after the first was refused.
+    members = [settings(tmp_path, "nan", fail="nan"), settings(tmp_path, "killed", fail="kill", fail_rank=1)]
     for name in ("killed", "nan", "alone"):
         (tmp_path / name).mkdir()
     rows: list[tuple[str, dict[str, Any]]] = []

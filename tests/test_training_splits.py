@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from cxr_ray.errors import LeakError, TrainingDataError
+from training.data.example import Example
 from training.data.licences import allows
-from training.data.manifest import Example, ManifestSettings, read_manifest
+from training.data.manifest import ManifestSettings, read_manifest
+from training.data.units import components, with_units
 from training.splits.calibration import calibration_split
 from training.splits.dealing import mixed_sources
 from training.splits.folds import FoldSettings, assign_folds, grouped_folds, published_folds
-from training.splits.groups import components, regroup_large
+from training.splits.groups import regroup_large
 from training.splits.leaks import check_leaks
 
 
@@ -74,6 +76,38 @@ def test_a_patient_in_two_groups_stays_together() -> None:
         Example(file="d", patient="r", group="g3"),
     ]
     assert components(examples) == [[0, 1, 2], [3]]
+    assert components(examples, [["x", None, "y", "y"]]) == [[0, 1, 2, 3]]
+    assert components(examples, [["x", None, "x", None]]) == [[0, 1, 2], [3]]
+
+
+def test_what_intervals_draw_is_all_that_is_linked() -> None:
+    examples = [
+        Example(file="a", patient="Doe", group="study 1", group_key="row 1", row=1),
+        Example(file="b", patient="Doe", group="study 2", group_key="row 2", row=2),
+        Example(file="c", group_key="row 3", row=3),
+        Example(file="d", group_key="row 4", row=4),
+    ]
+    assert [one.unit_key for one in with_units(examples)] == ["row 1", "row 1", "row 3", "row 4"]
+    copies: list[str | None] = [None, "sha", None, "sha"]
+    assert [one.unit_key for one in with_units(examples, [copies])] == ["row 1", "row 1", "row 3", "row 1"]
+    # A study alone would be narrower than its patient.
+    assert [one.group_key for one in with_units(examples)] == ["row 1", "row 2", "row 3", "row 4"]
+
+
+def test_what_stays_is_not_drawn_and_copies_are_not_cut() -> None:
+    examples = made()
+    label = [one.label for one in examples]
+    stay = {index for index, one in enumerate(examples) if one.source == "sick"}
+    copies: list[str | None] = [None] * len(examples)
+    copies[0] = copies[100] = copies[200] = "one file"
+    chosen = calibration_split(examples, share=0.15, seed=1, also=[copies], stay=stay)
+    assert not chosen & stay
+    assert {index in chosen for index in (0, 100, 200)} in ({True}, {False})
+    # What stays counts for the share that is wanted, so the others give more where they can.
+    assert 0.1 <= len(chosen) / len(examples) <= 0.18
+    assert {label[index] for index in chosen} == {"Covid+", "Covid-"}
+    folds = assign_folds(examples, FoldSettings(), [copies])
+    assert folds[0] == folds[100] == folds[200]
 
 
 def test_a_class_with_too_few_groups_is_refused() -> None:
@@ -165,6 +199,8 @@ def test_leaks_of_groups_and_contents() -> None:
     assert "row 0 = row 1" in message
     assert "and 2 more" in message
     check_leaks(apart, [None] * 14, ["train", "test"] * 7)
+    with pytest.raises(LeakError, match="1 picture "):
+        check_leaks(apart[:2], [None, None], ["train", "test"], ["picture", "picture"])
 
 
 def test_real_split(shared_dir: Path) -> None:
@@ -175,12 +211,17 @@ def test_real_split(shared_dir: Path) -> None:
     nothing: list[str | None] = [None] * len(examples)
     check_leaks(examples, nothing, [str(one.split) for one in examples])
     allowed = [one for one in examples if one.split == "train" and allows(one.licence)]
-    train, records = regroup_large(allowed, max_group_share=0.5)
+    apart, records = regroup_large(allowed, max_group_share=0.5)
     assert [(one.group_key, one.source, one.pictures) for one in records] == [("g29", "hannover", 123)]
-    chosen = calibration_split(train, share=0.15, seed=1)
-    rest = [one for index, one in enumerate(train) if index not in chosen]
+    stay = {index for index, one in enumerate(allowed) if one.group_key == "g29"}
+    train, chosen = allowed, calibration_split(allowed, share=0.15, seed=1, stay=stay)
+    assert not chosen & stay
+    rest = [one for index, one in enumerate(apart) if index not in chosen]
     folds = assign_folds(rest, FoldSettings())
     check_leaks(rest, nothing[: len(rest)], [f"fold {fold}" for fold in folds])
+    assert sorted(Counter(fold for one, fold in zip(rest, folds, strict=True) if one.source == "hannover")) == [
+        0, 1, 2, 3, 4, 5,
+    ]  # fmt: skip
     mixed = mixed_sources(train)
     assert mixed == {"cohen", "actualmed", "figure1"}
     held = Counter(

@@ -32,7 +32,7 @@ def fit_calibration(
     recipe = trained.recipe.classification
     positive = recipe.classes.index(recipe.positive_class)
     label: NDArray[np.bool_] = labels_of(frames.examples, recipe.classes) == positive
-    groups = np.array([example.group_key for example in frames.examples])
+    groups = np.array([example.unit_key for example in frames.examples])
     platt = fit_platt(predictions.logit[seen], label[seen])
     if platt.slope <= 0:
         print(
@@ -58,7 +58,7 @@ def calibration_table(frames: Frames, predictions: Predictions) -> pa.Table:
         {
             "image_id": frames.image_id,
             "patient_key": pa.array([e.patient_key for e in examples], pa.string()),
-            "group": pa.array([e.group_key for e in examples], pa.string()),
+            "group": pa.array([e.unit_key for e in examples], pa.string()),
             "source": pa.array([e.source for e in examples], pa.string()),
             "view": pa.array([e.view for e in examples], pa.string()),
             "pediatric": pa.array([e.pediatric for e in examples], pa.bool_()),

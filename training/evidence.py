@@ -56,7 +56,7 @@ def write_out_of_fold(output: Storage, task: PathTask, material: Material, optio
     columns = {
         "image_id": pa.array([material.frames.image_id[i] for i in places]),
         "patient_key": pa.array([e.patient_key for e in examples], pa.string()),
-        "group": pa.array([e.group_key for e in examples], pa.string()),
+        "group": pa.array([e.unit_key for e in examples], pa.string()),
         "source": pa.array([e.source for e in examples], pa.string()),
         "view": pa.array([e.view for e in examples], pa.string()),
         "pediatric": pa.array([e.pediatric for e in examples], pa.bool_()),

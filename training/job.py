@@ -18,13 +18,17 @@ from cxr_ray.archives.storage import Storage, open_storage
 from cxr_ray.errors import MissingExtra, RunFailed, TrainingDataError
 from cxr_ray.pipeline.publish import Publisher
 from training.binding import bind
+from training.data.example import Example
 from training.data.licences import licence_basis
-from training.data.manifest import Example, manifest_root
+from training.data.manifest import manifest_root
 from training.data.masks import load_masks
-from training.material import LEFT_OUT, SPLIT_FILE, Material, divide, gather, split_bytes
+from training.material import Material, divide, gather, split_bytes
 from training.members import DONE, member_names
 from training.options import Execution, TrainOptions, absolute, as_plain
 from training.outputs import DATA
+from training.overlap import seen_by_segmenter
+from training.sides import left_out
+from training.split_table import SPLIT_FILE
 from training.tasks import work_folder
 
 EXIT_OK = 0
@@ -73,6 +77,8 @@ def checked_material(options: TrainOptions) -> Material:
         load_masks(
             material.frames.take(used), root=manifest_root(options.manifest), options=options.manifest.options
         )
+    else:
+        material = replace(material, seen_by_segmenter=seen_by_segmenter(options, material))
     print(describe(material), file=sys.stderr, flush=True)
     return material
 
@@ -85,6 +91,7 @@ def write_material(material: Material, output: Publisher) -> None:
         "pictures": len(material.frames),
         "dropped": material.frames.dropped,
         "regrouped": [asdict(one) for one in material.regrouped],
+        "seen_by_segmenter": dict(material.seen_by_segmenter),
         "licence_basis": licence_basis(
             [e for e, side in _rows(material) if side in ("train", "calibration")],
             [e for (e, _), why in zip(_rows(material), material.reason, strict=True) if why == "licence"],
@@ -101,10 +108,14 @@ def describe(material: Material) -> str:
     """Counts of the split, for a progress line."""
     sides, counts = np.unique(np.array(material.split), return_counts=True)
     parts = [f"{count:,} {side}" for side, count in zip(sides, counts, strict=True)]
-    licence = sum(reason == "licence" for reason in material.reason)
-    left = f"; {licence:,} of the {LEFT_OUT} for their licence" if licence else ""
-    dropped = "".join(f"; {n:,} {why}" for why, n in sorted(material.frames.dropped.items()))
-    return f"pictures: {', '.join(parts)}{left}{dropped}"
+    lines = [f"pictures: {', '.join(parts)}"]
+    lines += [f"left out: {one}" for one in left_out(material.frames, material.reason)]
+    lines += [f"dropped: {count:,} {why}" for why, count in sorted(material.frames.dropped.items())]
+    lines += [
+        f"{count:,} pictures of {side} share file, patient or group with pictures that Module 1 was trained on"
+        for side, count in material.seen_by_segmenter.items()
+    ]
+    return "; ".join(lines)
 
 
 def train_members(options: TrainOptions, output: Storage) -> dict[str, Any]:

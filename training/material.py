@@ -6,45 +6,24 @@ there, so that a resumed run cannot see another split.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cxr_ray.archives.storage import open_storage
 from cxr_ray.errors import TrainingDataError
+from training.data.example import Example
 from training.data.frames import Frames, load_frames
-from training.data.licences import allows
-from training.data.manifest import Example, manifest_root, read_manifest
+from training.data.manifest import manifest_key, manifest_root, read_manifest
 from training.options import TrainOptions
+from training.sides import LEFT_OUT, manifest_sides, words
+from training.split_table import match, read_split, split_table, with_stored_keys
 from training.splits.calibration import calibration_split
 from training.splits.folds import assign_folds
 from training.splits.groups import Regrouped, regroup_large
 from training.splits.leaks import check_leaks
-
-SPLIT_FILE = "split.parquet"
-SPLIT_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("id", pa.string()),
-        ("patient_key", pa.string()),
-        ("group", pa.string()),
-        ("source", pa.string()),
-        ("label", pa.string()),
-        ("mask_style", pa.string()),
-        ("view", pa.string()),
-        ("pediatric", pa.bool_()),
-        ("licence", pa.string()),
-        ("split", pa.string()),
-        ("fold", pa.int32()),
-        ("reason", pa.string()),
-    ]
-)
-LEFT_OUT = "left_out"
 
 
 @dataclass(frozen=True)
@@ -57,9 +36,11 @@ class Material:
     fold: Sequence[int | None]
     """The fold that holds a training picture out (classification)."""
     reason: Sequence[str | None]
-    """Why a picture was left out."""
+    """Why a picture was left out: a key of ``sides.REASONS``."""
     regrouped: Sequence[Regrouped] = ()
-    """Groups that were taken apart by patient, because one fold would have held a whole source."""
+    """Groups taken apart by patient for the folds, because one fold would have held a whole source."""
+    seen_by_segmenter: Mapping[str, int] = field(default_factory=dict)
+    """Side -> pictures that Module 1 was trained on, or near ones (see ``overlap.seen_by_segmenter``)."""
 
     def where(self, split: str) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Positions of the pictures on one side."""
@@ -75,7 +56,11 @@ def gather(options: TrainOptions) -> Frames:
     if not examples:
         raise TrainingDataError(f"no row of the manifest has a {needed}; task={options.task} needs one")
     return load_frames(
-        options.shards, examples, options=options.shards_options, root=manifest_root(options.manifest)
+        options.shards,
+        examples,
+        options=options.shards_options,
+        root=manifest_root(options.manifest),
+        key=manifest_key(options.manifest),
     )
 
 
@@ -84,36 +69,18 @@ def divide(frames: Frames, options: TrainOptions) -> Material:
 
     Raises:
         LeakError: one group, patient or picture on two sides.
-        TrainingDataError: nothing to train on.
+        TrainingDataError: nothing to train on, a class or a mask style without training pictures.
     """
-    recipe = options.recipe
-    split, reason = [], []
-    for example in frames.examples:
-        side = example.split or options.train_split
-        side = {options.train_split: "train", options.validation_split: "val"}.get(side, side)
-        why = None
-        if side == "train" and not recipe.restricted_licences and not allows(example.licence or ""):
-            side, why = LEFT_OUT, "licence"
-        if options.task == "segmentation" and example.mask_style not in recipe.segmentation.styles:
-            side, why = LEFT_OUT, "mask_style"
-        if options.task == "classification" and example.label not in recipe.classification.classes:
-            side, why = LEFT_OUT, "label"
-        split.append(side)
-        reason.append(why)
+    split, reason = manifest_sides(frames, options)
     fold: list[int | None] = [None] * len(split)
-    if "train" not in split:
-        raise TrainingDataError(
-            f"no picture is left to train on: none has split {options.train_split!r} and a licence that allows it"
-        )
+    # On the manifest's own groups and sides, before any group is taken apart.
+    used = [i for i, side in enumerate(split) if side != LEFT_OUT]
+    _check(frames, used, [split[i] for i in used])
     notes: list[Regrouped] = []
     if options.task == "classification":
         notes = _divide_training(frames, options, split, fold)
-    seen = [i for i, side in enumerate(split) if side != LEFT_OUT]
-    check_leaks(
-        [frames.examples[i] for i in seen],
-        [frames.content_sha256[i] for i in seen],
-        [split[i] for i in seen],
-    )
+    else:
+        _check_styles(frames, options, split)
     return Material(frames, split, fold, reason, notes)
 
 
@@ -123,85 +90,77 @@ def _divide_training(
     """Take the calibration pictures out of the training ones and deal the rest into folds; checks both."""
     recipe = options.recipe.classification
     train = [i for i, side in enumerate(split) if side == "train"]
-    taken_apart, notes = regroup_large(
-        [frames.examples[i] for i in train], max_group_share=recipe.folds.max_group_share
-    )
-    for i, example in zip(train, taken_apart, strict=True):
-        frames.examples[i] = example
-    missing = sorted(set(recipe.classes) - {frames.examples[i].label for i in train})
+    whole = [frames.examples[i] for i in train]
+    missing = sorted(set(recipe.classes) - {example.label for example in whole})
     if missing:
+        found = words(example.label for example in frames.examples)
         raise TrainingDataError(
-            f"no training picture has the label {missing[0]!r}, one of recipe.classification.classes; "
-            "map the manifest's labels with manifest.label_map, or name the classes it has"
+            f"no training picture has the label {missing[0]!r}, one of recipe.classification.classes"
+            f"{f' (labels of all pictures: {found})' if found else ''}; map the manifest's labels with "
+            "manifest.label_map, or name the classes it has"
         )
+    apart, notes = regroup_large(whole, max_group_share=recipe.folds.max_group_share)
     if recipe.calibration_share:
         chosen = calibration_split(
-            [frames.examples[i] for i in train], share=recipe.calibration_share, seed=options.recipe.loop.seed
+            whole,
+            share=recipe.calibration_share,
+            seed=options.recipe.loop.seed,
+            also=_links(frames, train),
+            stay={place for place, one in enumerate(whole) if one is not apart[place]},
         )
         for place in chosen:
             split[train[place]] = "calibration"
-        train = [i for i in train if split[i] == "train"]
-    folds = assign_folds([frames.examples[i] for i in train], recipe.folds)
-    for i, number in zip(train, folds, strict=True):
+        _check(frames, train, [split[i] for i in train])
+    rest = [(i, example) for i, example in zip(train, apart, strict=True) if split[i] == "train"]
+    places, examples = [i for i, _ in rest], [example for _, example in rest]
+    for i, number in zip(places, assign_folds(examples, recipe.folds, _links(frames, places)), strict=True):
         fold[i] = number
     # The original's own folds leak, as its authors made them; they are refused only where the recipe promises better.
     if recipe.folds.rule == "grouped":
-        check_leaks(
-            [frames.examples[i] for i in train],
-            [frames.content_sha256[i] for i in train],
-            [f"fold {fold[i]}" for i in train],
-        )
+        _check(frames, places, [f"fold {fold[i]}" for i in places], examples)
     return notes
+
+
+def _check_styles(frames: Frames, options: TrainOptions, split: Sequence[str]) -> None:
+    train = {one.mask_style for one, side in zip(frames.examples, split, strict=True) if side == "train"}
+    missing = [style for style in options.recipe.segmentation.styles if style not in train]
+    if missing:
+        found = words(example.mask_style for example in frames.examples)
+        raise TrainingDataError(
+            f"no training picture has a mask of style {missing[0]!r}, one of recipe.segmentation.styles"
+            f"{f' (styles of all pictures: {found})' if found else ''}; give "
+            f"recipe.segmentation.styles=[{','.join(sorted(str(style) for style in train))}]"
+        )
+
+
+def _links(frames: Frames, places: Sequence[int]) -> list[list[str | None]]:
+    return [[values[i] for i in places] for values in frames.links]
+
+
+def _check(
+    frames: Frames, places: Sequence[int], sides: Sequence[str], examples: Sequence[Example] | None = None
+) -> None:
+    check_leaks(
+        examples or [frames.examples[i] for i in places],
+        [frames.content_sha256[i] for i in places],
+        sides,
+        [frames.image_id[i] for i in places],
+    )
 
 
 def split_bytes(material: Material) -> bytes:
     """The content of ``OUTPUT/split.parquet``: one row per picture."""
-    frames = material.frames
-    rows = [
-        {
-            "image_id": image_id,
-            "id": example.id,
-            "patient_key": example.patient_key,
-            "group": example.group_key,
-            "source": example.source,
-            "label": example.label,
-            "mask_style": example.mask_style,
-            "view": example.view,
-            "pediatric": example.pediatric,
-            "licence": example.licence,
-            "split": split,
-            "fold": fold,
-            "reason": reason,
-        }
-        for image_id, example, split, fold, reason in zip(
-            frames.image_id, frames.examples, material.split, material.fold, material.reason, strict=True
-        )
-    ]
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SPLIT_SCHEMA), buffer)
-    return buffer.getvalue()
+    return split_table(material.frames, material.split, material.fold, material.reason)
 
 
 def read_material(options: TrainOptions) -> Material:
-    """The pictures of a run whose split has been decided."""
+    """The pictures of a run whose split has been decided. Raises TrainingDataError where they have changed since."""
     frames = gather(options)
-    output = open_storage(options.output, options.output_options)
-    with output.fs.open(f"{output.path}/{SPLIT_FILE}", "rb") as file:
-        rows = pq.read_table(file).to_pylist()
-    decided = {(row["image_id"], row["mask_style"], row["id"]): row for row in rows}
-    found = [
-        decided.get((image_id, example.mask_style, example.id))
-        for image_id, example in zip(frames.image_id, frames.examples, strict=True)
-    ]
-    if len(decided) != len(found) or None in found:
-        raise TrainingDataError(
-            "the manifest or the shards have changed since this output was begun; train into a new output"
-        )
-    kept = [row for row in found if row is not None]
-    for i, row in enumerate(kept):  # a group taken apart by patient stays so
-        frames.examples[i] = replace(frames.examples[i], group_key=row["group"])
+    rows = match(read_split(open_storage(options.output, options.output_options)), frames)
+    for i, row in enumerate(rows):
+        frames.examples[i] = with_stored_keys(frames.examples[i], row)
     return Material(
-        frames, [row["split"] for row in kept], [row["fold"] for row in kept], [row["reason"] for row in kept]
+        frames, [row["split"] for row in rows], [row["fold"] for row in rows], [row["reason"] for row in rows]
     )
 
 

@@ -44,7 +44,8 @@ def load_segmenter(url: str, style: str, options: Mapping[str, Any]) -> tuple[Se
     states = segmenter_states(url, options)
     if style not in states:
         raise TrainingDataError(
-            f"segmentation=URL has no finished segmenter of mask style {style!r}; it has {', '.join(sorted(states))}"
+            f"segmentation=URL has no finished segmenter of mask style {style!r}; it has {', '.join(sorted(states))} "
+            "(recipe.classification.mask_style chooses one)"
         )
     segmenter = Segmenter()
     segmenter.load_state_dict(states[style])

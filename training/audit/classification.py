@@ -123,7 +123,7 @@ def predictions_table(
     text = {
         "image_id": frames.image_id,
         "patient_key": [example.patient_key for example in examples],
-        "group": [example.group_key for example in examples],
+        "group": [example.unit_key for example in examples],
         "source": [example.source for example in examples],
         "view": [example.view for example in examples],
         "age_group": [age_group(example) for example in examples],

@@ -23,7 +23,8 @@ from training.audit.scoring import score_frames
 from training.audit.segmentation import audit_segmentation
 from training.audit.test_uses import TestUse, log_place, log_test_use, refuse_second_use
 from training.data.frames import Frames, load_frames
-from training.data.manifest import check_classes, manifest_root, read_manifest
+from training.data.labels import check_classes
+from training.data.manifest import manifest_key, manifest_root, read_manifest
 from training.data.masks import load_masks
 
 FILES = {
@@ -86,7 +87,11 @@ def gather(options: AuditOptions, bundle: Bundle) -> Frames:
             where=f"split {options.split!r}",
         )
     return load_frames(
-        options.shards, examples, options=options.shards_options, root=manifest_root(options.manifest)
+        options.shards,
+        examples,
+        options=options.shards_options,
+        root=manifest_root(options.manifest),
+        key=manifest_key(options.manifest),
     )
 
 

@@ -28,7 +28,7 @@ class Pictures:
     class_index: NDArray[np.int64]
     """[N] label as index into the bundle's classes."""
     group: NDArray[Any]
-    """[N] group key: what the bootstrap draws as one."""
+    """[N] unit key: what the bootstrap draws as one."""
     source: NDArray[Any]
     view: NDArray[Any]
     age_group: NDArray[Any]
@@ -48,7 +48,7 @@ def pictures_of(examples: Sequence[Example], classes: Sequence[str], positive_cl
     return Pictures(
         positive=np.array([example.label == positive_class for example in examples], dtype=bool),
         class_index=np.array([place[str(example.label)] for example in examples], dtype=np.int64),
-        group=np.array([example.group_key for example in examples]),
+        group=np.array([example.unit_key for example in examples]),
         source=np.array([example.source or UNKNOWN for example in examples]),
         view=np.array([example.view or UNKNOWN for example in examples]),
         age_group=np.array([age_group(example) for example in examples]),

@@ -109,7 +109,7 @@ def audit_segmentation(
     compared = None if other is None else _figures(other, true)
     missing = [style for style in styles if style not in known]
     source = np.array([example.source or "unknown" for example in part.examples])
-    group = np.array([example.group_key for example in part.examples])
+    group = np.array([example.unit_key for example in part.examples])
     summary = {
         "task": "segmentation",
         "split": split,

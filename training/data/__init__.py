@@ -1,7 +1,8 @@
 """Training data: a manifest of labels, masks, patients and groups, joined with the shards of ``jobs/ingest.py``."""
 
 from training.data.frames import Frames, load_frames
-from training.data.manifest import Example, ManifestSettings, check_classes, manifest_root, read_manifest
+from training.data.labels import check_classes
+from training.data.manifest import Example, ManifestSettings, manifest_key, manifest_root, read_manifest
 from training.data.masks import load_masks
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "check_classes",
     "load_frames",
     "load_masks",
+    "manifest_key",
     "manifest_root",
     "read_manifest",
 ]

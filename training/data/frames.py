@@ -19,8 +19,9 @@ from cxr_ray.errors import ChangedInput, MissingInput, StorageReadError, Trainin
 from cxr_ray.pipeline.publish import Publisher
 from cxr_ray.preprocess import COLUMNS, ROWS
 from cxr_ray.shards import READY, SHARD_FOLDER, iter_pixels
-from training.data.manifest import Example
+from training.data.example import Example
 from training.data.table import Addresses
+from training.data.units import Links, with_units
 
 _BATCH = 256  # rows decoded at a time: 26 MB of pixels
 _LIGHT = ["image_id", "uri", "member", "content_sha256", "image_rows", "image_columns", "status", "reason"]
@@ -30,7 +31,7 @@ _GONE = {MissingInput.code, ChangedInput.code}
 
 @dataclass(frozen=True, kw_only=True)
 class Frames:
-    """Examples with their pixels, sorted by (image_id, id). All lists are aligned."""
+    """Examples with their pixels, sorted by the examples' id. All lists are aligned."""
 
     pixels_NHW: NDArray[np.uint8]
     """Equalised frames ``[N, 300, 340]``, contiguous."""
@@ -39,7 +40,7 @@ class Frames:
     content_sha256: list[str | None]
     """Of the encoded bytes; None for DICOM read in a way that has none."""
     examples: list[Example]
-    """The manifest's rows."""
+    """The manifest's rows, with their ``unit_key``."""
     source_rows: NDArray[np.int32]
     """Height of the original picture ``[N]``, in pixels."""
     source_columns: NDArray[np.int32]
@@ -49,6 +50,11 @@ class Frames:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @property
+    def links(self) -> Links:
+        """What belongs together whatever the manifest says: rows of one picture, and files of one content."""
+        return [self.image_id, self.content_sha256]
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Frames:
         """The frames at ``indices``, in that order; ``dropped`` is kept. Copies the pixels."""
@@ -105,11 +111,13 @@ def load_frames(
     if not kept:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()))
         raise TrainingDataError(f"no picture is left of {len(examples)} ({reasons or 'the list was empty'})")
+    names: list[str] = [row["image_id"] for _, row in kept]
+    content: list[str | None] = [row["content_sha256"] for _, row in kept]
     return Frames(
         pixels_NHW=_pixels(storage, [row for _, row in kept]),
-        image_id=[row["image_id"] for _, row in kept],
-        content_sha256=[row["content_sha256"] for _, row in kept],
-        examples=[example for example, _ in kept],
+        image_id=names,
+        content_sha256=content,
+        examples=with_units([example for example, _ in kept], [names, content]),
         source_rows=np.array([row["image_rows"] or 0 for _, row in kept], np.int32),
         source_columns=np.array([row["image_columns"] or 0 for _, row in kept], np.int32),
         dropped=dict(sorted(dropped.items())),

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from training.data.manifest import Example
+from training.data.example import Example
 
 # NC and ND count as elements: letters of their own ("CC BY-NC", "by_nd", "BY NC"), or grown together with
 # BY or SA. Words that only contain the letters (licence, NCBI, NCSA, and, 2nd) do not match.

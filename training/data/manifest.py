@@ -8,19 +8,22 @@ column is used where it is there. Raw patient identifiers stay in memory: messag
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cxr_ray.archives.storage import open_storage
 from cxr_ray.errors import TrainingDataError
 from cxr_ray.pipeline.planner import age_in_years
-from cxr_ray.pipeline.privacy import PSEUDONYMS, Privacy, resolve_privacy
+from cxr_ray.pipeline.privacy import PSEUDONYMS, Privacy, read_key, resolve_privacy
+from training.data.example import Example, names
+from training.data.labels import Labels
 from training.data.table import read_text_columns
 
-#: Our name -> what the column may be called, case ignored, where the settings do not say.
+#: Our name -> what the column may be called, case ignored, first match wins, where the settings do not say. A file
+#: is found as ``jobs/ingest.py`` finds it, so that both read the same column.
 ALIASES: dict[str, tuple[str, ...]] = {
-    "file": ("file", "uri", "path"),
+    "file": ("uri", "file", "path"),
     "member": ("member",),
     "id": ("id",),
     "label": ("label",),
@@ -36,7 +39,6 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "licence": ("licence", "license"),
 }
 _YES_NO = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-_SHOWN = 5  # at most so many names in one message
 
 
 @dataclass(kw_only=True)
@@ -61,63 +63,15 @@ class ManifestSettings:
     """File that holds the secret; wins over ``key_env``."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One row of the manifest. Empty cells are None."""
-
-    file: str
-    """As written: a URL, an absolute path, or one below the root."""
-    member: str | None = None
-    """Name inside ``file``, where that is a tar or zip."""
-    id: str = ""
-    """The user's name of the row; default: file and member."""
-    label: str | None = None
-    """Class name, after ``label_map``."""
-    mask: str | None = None
-    """File of the lung mask, written as ``file`` is."""
-    mask_style: str | None = None
-    """What counts as lung in the mask, e.g. ``v7`` or ``jms``; styles are never mixed."""
-    patient: str | None = field(default=None, repr=False)
-    """As written; may be a raw identifier, so it goes into no table, log or message."""
-    group: str = field(default="", repr=False)
-    """What must stay on one side of a split; default: the patient, else ``id``. May be raw, as ``patient``."""
-    source: str | None = None
-    """Hospital or collection."""
-    split: str | None = None
-    """As written, e.g. ``train``, ``val``, ``test``."""
-    view: str | None = None
-    """``PA``, ``AP``, ..."""
-    age_years: int | None = None
-    """Whole years; 90 means 90 or more."""
-    pediatric: bool | None = None
-    """Under 18; from the column, else from the age; None where neither is known."""
-    licence: str | None = None
-    """As written, the mask's included."""
-    row: int = 0
-    """Number of the row; the first after the header is 1."""
-    patient_key: str | None = None
-    """Safe form of ``patient``: the pseudonym itself, or a keyed hash; None with raw ids and no key."""
-    group_key: str = ""
-    """Safe form of ``group``, never empty; with raw ids and no key "row N" of the group's first row."""
-    called: str = ""
-    """How messages name this row: row number, and the id where ids are pseudonyms."""
-
-    def __post_init__(self) -> None:
-        default_id = self.file if self.member is None else f"{self.file}::{self.member}"
-        defaults = {"id": default_id, "group": self.patient or self.id or default_id}
-        for name, value in defaults.items():
-            if not getattr(self, name):
-                object.__setattr__(self, name, value)
-        # An Example made by hand is taken at its word; read_manifest always gives safe ones.
-        for name, value in {"group_key": self.group, "called": self.id}.items():
-            if not getattr(self, name):
-                object.__setattr__(self, name, value)
-
-
 def manifest_root(settings: ManifestSettings) -> str:
     """The address that relative files and masks start from, canonical."""
     storage = open_storage(settings.path, settings.options)
     return storage.at(settings.root or storage.url.rsplit("/", 1)[0] or storage.url).url
+
+
+def manifest_key(settings: ManifestSettings) -> bytes | None:
+    """The secret of the hashes, where one is given. Raises UsageError for an unusable one."""
+    return read_key(settings.key_env, settings.key_file)
 
 
 def read_manifest(settings: ManifestSettings) -> list[Example]:
@@ -144,7 +98,7 @@ def read_manifest(settings: ManifestSettings) -> list[Example]:
     rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
     if not rows:
         raise TrainingDataError(f"the manifest {settings.path} has a header but no rows")
-    labels = _Labels(settings.label_map)
+    labels = Labels(settings.label_map)
     first_rows: dict[str, int] = {}
     examples = [
         _example(number, row, labels, privacy, first_rows) for number, row in enumerate(rows, start=1)
@@ -154,69 +108,8 @@ def read_manifest(settings: ManifestSettings) -> list[Example]:
     return examples
 
 
-def check_classes(examples: Iterable[Example], classes: Sequence[str], *, where: str) -> dict[str, int]:
-    """Pictures of each class, in the order of ``classes``.
-
-    Args:
-        where: names the examples in the message, e.g. "the training split".
-
-    Raises:
-        TrainingDataError: an example without label, or of another class, or a class without example.
-    """
-    examples = list(examples)
-    unlabelled = [example for example in examples if example.label is None]
-    if unlabelled:
-        raise TrainingDataError(
-            f"{len(unlabelled)} of {len(examples)} pictures in {where} have no label ({_names(unlabelled)}); "
-            "label them or take them out of the manifest"
-        )
-    counts = Counter(str(example.label) for example in examples)
-    other = sorted(set(counts) - set(classes))
-    if other:
-        strange = [example for example in examples if example.label in other]
-        raise TrainingDataError(
-            f"{len(strange)} pictures in {where} are of no class in {', '.join(classes)} ({_names(strange)}); "
-            "set manifest.label_map or classes"
-        )
-    empty = [name for name in classes if not counts[name]]
-    if empty:
-        raise TrainingDataError(
-            f"class {' and class '.join(empty)} has no picture in {where} ({len(examples)} pictures in all); "
-            "training needs pictures of every class"
-        )
-    return {name: counts[name] for name in classes}
-
-
-class _Labels:
-    """Maps labels, and gathers those the map does not know for one message."""
-
-    def __init__(self, label_map: Mapping[str, str]) -> None:
-        self.map = dict(label_map)
-        self.unknown: list[tuple[int, str]] = []
-
-    def __call__(self, row: int, text: str | None) -> str | None:
-        if text is None or not self.map:
-            return text
-        if text not in self.map:
-            self.unknown.append((row, text))
-        return self.map.get(text)
-
-    def check(self) -> None:
-        if not self.unknown:
-            return
-        rows = ", ".join(str(row) for row, _ in self.unknown[:_SHOWN])
-        # A column named by mistake may hold identifiers; a label is a word that comes again and again.
-        again = [text for text, count in Counter(text for _, text in self.unknown).items() if count > 1]
-        words = f" such as {again[0]!r}" if again and len(again) <= _SHOWN else ""
-        raise TrainingDataError(
-            f"{len(self.unknown)} rows have a label{words} that manifest.label_map does not know "
-            f"(rows {rows}{', ...' if len(self.unknown) > _SHOWN else ''}); "
-            f"it knows {', '.join(sorted(self.map))}"
-        )
-
-
 def _example(
-    number: int, row: Mapping[str, str | None], labels: _Labels, privacy: Privacy, first_rows: dict[str, int]
+    number: int, row: Mapping[str, str | None], labels: Labels, privacy: Privacy, first_rows: dict[str, int]
 ) -> Example:
     file, member, patient = row.get("file"), row.get("member"), row.get("patient")
     if file is None:
@@ -237,7 +130,7 @@ def _example(
         patient=patient,
         group=group,
         source=row.get("source"),
-        split=row.get("split"),
+        split=(row["split"] or "") if "split" in row else None,
         view=row.get("view"),
         age_years=age_in_years(row.get("age_years")),
         pediatric=_pediatric(number, row.get("pediatric"), age_in_years(row.get("age_years"))),
@@ -245,6 +138,7 @@ def _example(
         row=number,
         patient_key=privacy.manifest_key("patient", patient),
         group_key=privacy.manifest_key(name, group) or f"row {first}",
+        id_key=privacy.manifest_key("id", identity),
         called=f"row {number} ({identity})" if safe else f"row {number}",
     )
 
@@ -272,10 +166,5 @@ def _check_repetitions(examples: Sequence[Example]) -> None:
         if repeated:
             raise TrainingDataError(
                 f"{len(repeated) - sum(count > 1 for count in counts.values())} rows of the manifest {what} "
-                f"({_names(repeated)}); keep one of each"
+                f"({names(repeated)}); keep one of each"
             )
-
-
-def _names(examples: Sequence[Example]) -> str:
-    shown = "; ".join(example.called for example in examples[:_SHOWN])
-    return shown + ("; ..." if len(examples) > _SHOWN else "")

@@ -7,21 +7,28 @@ share, and class, source x class and the classes of the mixed sources are balanc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.manifest import Example
-from training.splits.groups import components
+from training.data.example import Example
+from training.data.units import Links, components
 
 _MIXED_WEIGHT = 4.0
 """The figure to quote rests on the few negatives of the mixed sources, so their spread counts most."""
 _MOST_MOVES = 2000
 
 
-def deal(examples: Sequence[Example], shares: Sequence[float], *, seed: int) -> list[int]:
-    """The side of each example; a group or patient is never on two sides.
+def deal(
+    examples: Sequence[Example],
+    shares: Sequence[float],
+    *,
+    seed: int,
+    also: Links = (),
+    stay: Collection[int] = (),
+) -> list[int]:
+    """The side of each example; a group, a patient or what ``also`` links is never on two sides.
 
     The largest groups are dealt first, each to the side where the sum over columns of
     (count - wanted)^2 / wanted grows least; then single groups move while that sum falls. Depends on ids,
@@ -30,13 +37,16 @@ def deal(examples: Sequence[Example], shares: Sequence[float], *, seed: int) -> 
     Args:
         shares: wanted share of each side; they sum to 1.
         seed: breaks ties.
+        also: see ``components``.
+        stay: indices of examples that are on side 0, with all that they are linked with.
     """
-    groups = components(examples)
+    groups = components(examples, also)
+    fixed_G = np.array([any(index in stay for index in group) for group in groups], bool)
     counts_GF, weights_F = _counts(examples, groups)
     wanted_SF = np.outer(np.asarray(shares, float), counts_GF.sum(axis=0))
     scale_SF = weights_F / wanted_SF
-    side_G = _greedy(counts_GF, wanted_SF, scale_SF, np.random.default_rng(seed))
-    _improve(side_G, counts_GF, wanted_SF, scale_SF)
+    side_G = _greedy(counts_GF, fixed_G, wanted_SF, scale_SF, np.random.default_rng(seed))
+    _improve(side_G, counts_GF, fixed_G, wanted_SF, scale_SF)
     sides = [0] * len(examples)
     for group, side in zip(groups, side_G.tolist(), strict=True):
         for index in group:
@@ -71,14 +81,18 @@ def _counts(
 
 def _greedy(
     counts_GF: NDArray[np.float64],
+    fixed_G: NDArray[np.bool_],
     wanted_SF: NDArray[np.float64],
     scale_SF: NDArray[np.float64],
     random: np.random.Generator,
 ) -> NDArray[np.int64]:
     held_SF = np.zeros_like(wanted_SF)
+    held_SF[0] = counts_GF[fixed_G].sum(axis=0)
     side_G = np.zeros(len(counts_GF), np.int64)
     ties = random.permutation(len(counts_GF))
     for group in ties[np.argsort(-counts_GF[ties, 0], kind="stable")]:
+        if fixed_G[group]:
+            continue
         count_F = counts_GF[group]
         growth_S = (scale_SF * (2 * (held_SF - wanted_SF) * count_F + count_F**2)).sum(axis=1)
         side = int(np.argmin(growth_S))
@@ -90,6 +104,7 @@ def _greedy(
 def _improve(
     side_G: NDArray[np.int64],
     counts_GF: NDArray[np.float64],
+    fixed_G: NDArray[np.bool_],
     wanted_SF: NDArray[np.float64],
     scale_SF: NDArray[np.float64],
 ) -> None:
@@ -103,6 +118,7 @@ def _improve(
         leaving_G = square_GS[everyone, side_G] - slope_GS[everyone, side_G]
         change_GS = slope_GS + square_GS + leaving_G[:, None]
         change_GS[everyone, side_G] = 0.0
+        change_GS[fixed_G] = 0.0
         group, side = np.unravel_index(int(np.argmin(change_GS)), change_GS.shape)
         if change_GS[group, side] > -1e-9:
             return

@@ -9,7 +9,8 @@ import numpy as np
 from sklearn.model_selection import KFold
 
 from cxr_ray.errors import TrainingDataError
-from training.data.manifest import Example
+from training.data.example import Example
+from training.data.units import Links
 from training.splits.dealing import deal
 
 GROUPED = "grouped"
@@ -32,11 +33,12 @@ class FoldSettings:
     """A group with a larger share of a source (and 30 or more pictures) is taken apart by patient; 1: never."""
 
 
-def assign_folds(examples: Sequence[Example], settings: FoldSettings) -> list[int]:
+def assign_folds(examples: Sequence[Example], settings: FoldSettings, also: Links = ()) -> list[int]:
     """The fold (0 to count - 1) that holds each example out.
 
     Groups are taken as they are: call ``regroup_large`` before. ``published`` takes the examples in the
-    order of their ids, so that folds do not depend on where the files lie.
+    order of their ids, so that folds do not depend on where the files lie. ``also``: further links that
+    ``grouped`` may not cut, see ``components``.
 
     Raises:
         TrainingDataError: an unknown rule, fewer than two folds, or a fold without pictures of some class.
@@ -48,7 +50,7 @@ def assign_folds(examples: Sequence[Example], settings: FoldSettings) -> list[in
             f"folds.count must lie between 2 and the number of pictures ({len(examples)}), not {settings.count}"
         )
     if settings.rule == GROUPED:
-        return grouped_folds(examples, settings.count, settings.seed)
+        return grouped_folds(examples, settings.count, settings.seed, also)
     order = sorted(range(len(examples)), key=lambda index: examples[index].id)
     folds = [0] * len(examples)
     for number, held_out in enumerate(published_folds([examples[i].id for i in order], settings.count)):
@@ -57,13 +59,13 @@ def assign_folds(examples: Sequence[Example], settings: FoldSettings) -> list[in
     return folds
 
 
-def grouped_folds(examples: Sequence[Example], k: int, seed: int) -> list[int]:
+def grouped_folds(examples: Sequence[Example], k: int, seed: int, also: Links = ()) -> list[int]:
     """The fold of each example: whole groups, stratified by class, source and class within mixed sources.
 
     Raises:
         TrainingDataError: a class has too few groups for every fold to hold one.
     """
-    folds = deal(examples, [1 / k] * k, seed=seed)
+    folds = deal(examples, [1 / k] * k, seed=seed, also=also)
     for label in sorted({example.label for example in examples if example.label is not None}):
         members = [index for index, example in enumerate(examples) if example.label == label]
         if len({folds[index] for index in members}) < k:

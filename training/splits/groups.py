@@ -1,4 +1,4 @@
-"""What has to stay together when pictures are dealt to sides, and what may be taken apart after all."""
+"""Which groups may be taken apart after all when pictures are dealt to folds (what belongs together: data/units.py)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-
-from training.data.manifest import Example
+from training.data.example import Example
 
 _SMALLEST_LARGE = 30
 """Pictures. A smaller group fills most of a source only where the source is tiny; no fold suffers much from it."""
@@ -40,15 +36,16 @@ def regroup_large(
     Groups that chain near copies can grow until one fold, or the calibration split, would hold a whole
     source. Such a group (at least 30 pictures, and more than ``max_group_share`` of a source) is replaced by
     its patients; a picture of unknown patient stays alone. Near copies of different patients may then stand
-    on two sides of a fold: say so where results are reported.
+    on two sides of a fold: say so where results are reported. For folds only: the calibration split is drawn
+    from whole groups, and those taken apart here stay in training.
 
     Args:
-        examples: those that are dealt to folds and calibration.
+        examples: those of the training split.
         max_group_share: 0 to 1; 1 never takes a group apart.
 
     Returns:
         the examples, in order, with ``group`` and ``group_key`` replaced where a group was taken apart; and
-        one record per such group.
+        one record per such group. ``unit_key`` stays: intervals go on drawing the whole group as one.
     """
     by_source = Counter(example.source or "" for example in examples)
     in_group = Counter((example.group, example.source or "") for example in examples)
@@ -83,21 +80,3 @@ def _by_patient(example: Example, first_rows: Mapping[str, int]) -> Example:
     name = example.patient or example.id
     # Raw ids without a key have row numbers for names, as in read_manifest.
     return replace(example, group=name, group_key=example.patient_key or f"row {first_rows[name]}")
-
-
-def components(examples: Sequence[Example]) -> list[list[int]]:
-    """Indices that share a group or a patient, directly or through others; sorted by their smallest id."""
-    places: dict[tuple[str, str], int] = {}
-    rows, columns = [], []
-    for index, example in enumerate(examples):
-        names = [("group", example.group)] + ([("patient", example.patient)] if example.patient else [])
-        for name in names:
-            rows.append(index)
-            columns.append(len(examples) + places.setdefault(name, len(places)))
-    size = len(examples) + len(places)
-    links = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(size, size))
-    _, found = connected_components(links, directed=False)
-    together: dict[int, list[int]] = {}
-    for index in sorted(range(len(examples)), key=lambda index: examples[index].id):
-        together.setdefault(int(found[index]), []).append(index)
-    return list(together.values())

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cxr_ray.errors import LeakError
-from training.data.manifest import Example
+from training.data.example import Example
 
 _SHOWN = 5
 
 
 def check_leaks(
-    examples: Sequence[Example], content_sha256: Sequence[str | None], side: Sequence[str]
+    examples: Sequence[Example],
+    content_sha256: Sequence[str | None],
+    side: Sequence[str],
+    image_id: Sequence[str] | None = None,
 ) -> None:
     """Check that no patient, no group and no file is on two sides.
 
@@ -22,6 +25,7 @@ def check_leaks(
         examples: all that take part, of every side.
         content_sha256: of each picture's encoded bytes; None is not compared.
         side: name of each example's side, e.g. "train" or "fold 3".
+        image_id: of each picture in the shards, where known: two rows of one picture must share a side.
 
     Raises:
         LeakError: names patient keys or group keys (row numbers where ids are raw and there is no key), how
@@ -31,6 +35,7 @@ def check_leaks(
     _refuse("patient", patients, [_patient_name(example) for example in examples], side)
     groups: list[str | None] = [example.group for example in examples]
     _refuse("group", groups, [example.group_key for example in examples], side)
+    _refuse("picture", image_id or [None] * len(examples), [example.called for example in examples], side)
     _refuse("file content", content_sha256, [example.called for example in examples], side)
 
 
