@@ -29,6 +29,7 @@ from training.material import Material, read_material
 from training.members import DONE, WEIGHTS
 from training.options import TrainOptions
 from training.outputs import read_data, read_lung_dice, read_out_of_fold, settings_of
+from training.overlap import seen_by_segmenter
 from training.provenance import LungRun, borrowed_basis, fingerprint, lung_run, trained_on, trained_rows
 from training.segmenters import load_segmenter, segmenter_states
 
@@ -43,6 +44,7 @@ def assemble(options: TrainOptions, output: Publisher) -> dict[str, Any]:
     Raises:
         TrainingDataError: a member is not finished, an output is no training output, or the segmenter given is not
             the one that the paths were trained with.
+        LeakError: a segmenter was trained on pictures that this data set keeps for judging.
     """
     assert options.classification is not None
     place = f"{options.output}/{BUNDLE}"
@@ -54,6 +56,8 @@ def assemble(options: TrainOptions, output: Publisher) -> dict[str, Any]:
         trained.shards = options.shards
     check_segmenter(options, trained)
     material = read_material(trained)
+    seen = seen_by_segmenter(replace(trained, segmentation=options.segmentation), material)
+    material = replace(material, seen_by_segmenter=seen)
     lungs = lung_run(options)
     bare = build_bundle(options, trained, material, lungs)
     out_of_fold = read_out_of_fold(options.classification, trained, options)

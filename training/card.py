@@ -152,6 +152,12 @@ def _left_out(material: Material, data: Mapping[str, Any]) -> str:
     if dropped:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
         sentences.append(f"Not decoded when ingested, and so not in the table: {counts}.")
+    seen = [f"{count:,} of {side}" for side, count in material.seen_by_segmenter.items()]
+    if seen:
+        sentences.append(
+            f"Pictures that share file, patient or group with those that Module 1 was trained on (it sees no class): "
+            f"{', '.join(seen)}."
+        )
     regrouped = list(data.get("regrouped", ()))
     for one in regrouped[:_TWO_PAGES_OF_GROUPS]:
         sentences.append(

@@ -112,6 +112,10 @@ def describe(material: Material) -> str:
     lines += [f"left out: {one}" for one in left_out(material.frames, material.reason)]
     lines += [f"dropped: {count:,} {why}" for why, count in sorted(material.frames.dropped.items())]
     lines += [
+        f"group {one.group_key} is taken apart by patient: {one.pictures:,} pictures, {one.share:.0%} of its source"
+        for one in material.regrouped
+    ]
+    lines += [
         f"{count:,} pictures of {side} share file, patient or group with pictures that Module 1 was trained on"
         for side, count in material.seen_by_segmenter.items()
     ]
