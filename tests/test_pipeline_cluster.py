@@ -8,14 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 
 from cxr_ray.archives.storage import open_storage
+from cxr_ray.errors import RunFailed
 from cxr_ray.pipeline.cluster import (
     NodeExpectation,
     _environment,
     _free_of_the_jobs,
     check_node,
     publish_token,
+    ray_session,
 )
 from cxr_ray.pipeline.code_version import code_version
 from cxr_ray.pipeline.publish import Publisher
@@ -75,3 +78,16 @@ def test_the_drivers_environment_comes_back(monkeypatch: pytest.MonkeyPatch) -> 
         assert os.environ["KEPT"] == "during"
     assert os.environ["KEPT"] == "before"
     assert "FRESH" not in os.environ
+
+
+def test_a_ray_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", busy)
+    sentence = (
+        r"Ray did not start \(Exception: The current node timed out during startup\.\); nothing is lost"
+    )
+    with pytest.raises(RunFailed, match=sentence), ray_session(None, 1):
+        pass

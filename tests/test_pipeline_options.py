@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from cxr_ray.errors import UsageError
 from cxr_ray.pipeline.launch import open_mapping
 from cxr_ray.pipeline.options import IngestOptions, JobOptions, ScoreOptions, job_options
+from training.options import train_options
 
 CONF = Path(__file__).parents[1] / "conf"
 REQUIRED = ["archive=a", "output=b"]
@@ -36,7 +37,11 @@ CHOICES.remove("cluster=kuberay")  # a RayJob manifest, not a config
 
 @pytest.mark.parametrize("override", CHOICES)
 def test_every_group_choice_is_valid(override: str) -> None:
-    assert job_options(composed("score", *REQUIRED, override), ScoreOptions)
+    if override.startswith("recipe="):
+        config = composed("train", "task=segmentation", "shards=a", "output=b", "manifest.path=c", override)
+        assert train_options(config)
+    else:
+        assert job_options(composed("score", *REQUIRED, override), ScoreOptions)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cxr_ray.archives.listing import check_readable
 from cxr_ray.archives.storage import Storage, explain
-from cxr_ray.errors import CxrRayError, OutputError, UsageError
+from cxr_ray.errors import CxrRayError, OutputError, RunFailed, UsageError
 from cxr_ray.pipeline.code_version import code_version
 from cxr_ray.pipeline.publish import STAGING_FOLDER, Publisher
 
@@ -73,6 +73,7 @@ def ray_session(address: str | None, local_cpus: int | None) -> Iterator[None]:
 
     Raises:
         UsageError: the cluster does not answer.
+        RunFailed: Ray could not be started here, or joined, in time.
     """
     # Read by Ray Data when it is imported or when a dataset runs; our own lines replace its bars.
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -106,6 +107,12 @@ def ray_session(address: str | None, local_cpus: int | None) -> Iterator[None]:
     except ValueError as error:  # quotes the whole runtime_env, environment variables included
         raise UsageError(
             "Ray refuses the job's runtime_env together with ours; submit it without env_vars"
+        ) from error
+    except Exception as error:  # a bare one where its own processes do not answer in time
+        ray.shutdown()
+        raise RunFailed(
+            f"Ray did not start ({type(error).__name__}: {_last_line(error)}); nothing is lost, so run the same "
+            "command again when this machine is less busy and has free memory and space in /tmp"
         ) from error
     _exit_on_sigterm()  # after ray.init, which sets a handler of its own
     try:

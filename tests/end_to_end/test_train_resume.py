@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 from collections.abc import Callable
@@ -18,8 +17,13 @@ from training_run import make_material
 
 from end_to_end.commands import run_command, started, wait_until
 
-EPOCH = 8
-"""Steps of an epoch: 16 training pictures, two to a batch."""
+pytestmark = pytest.mark.timeout(1800)
+
+PATIENCE = 600.0
+"""Seconds that one phase may take where other programs use the same two cores; a quiet machine needs a twentieth."""
+PICTURES = 14
+EPOCH = 6
+"""Steps of an epoch: twelve pictures are for training, two to a batch."""
 EPOCHS = 2
 MEMBER = "members/v7"
 SETTINGS = (
@@ -36,9 +40,9 @@ Command = Callable[..., list[str]]
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
     """``jobs/train.py`` for Module 1 at a fifth of its size, into an output."""
-    manifest, shards = make_material(tmp_path_factory.mktemp("material"))
+    manifest, shards = make_material(tmp_path_factory.mktemp("material"), PICTURES)
 
-    def build(output: Path | str, launcher: str, *options: str, rate: str = "0.005") -> list[str]:
+    def build(output: Path | str, launcher: str, *options: str, rate: str = "0.0005") -> list[str]:
         stage = f"{{rows: 60, columns: 68, epochs: {EPOCHS}, batch: 2, optimiser: {{learning_rate: {rate}}}}}"
         data = (f"shards={shards}", f"manifest.path={manifest}", f"recipe.segmentation.stages=[{stage}]")
         run = (f"output={output}", f"execution.launcher={launcher}")
@@ -51,7 +55,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
 def undisturbed(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the member leaves when nothing happens to it, without Ray."""
     output = tmp_path_factory.mktemp("undisturbed") / "out"
-    done = run_command(*command(output, "local"))
+    done = run_command(*command(output, "local"), timeout=PATIENCE)
     assert done.code == 0, done.err[-2000:]
     assert done.summary["members"]["v7"]["step"] == EPOCHS * EPOCH
     return output / MEMBER
@@ -86,14 +90,15 @@ def test_a_killed_worker_and_a_killed_driver_change_no_bit(
         return max(numbers(fs.find(f"{bucket}/out/{MEMBER}/checkpoints")), default=0)
 
     with started(train) as process:
-        wait_until(lambda: newest() >= 2, process)
+        wait_until(lambda: newest() >= 2, process, PATIENCE)
         (worker,) = workers(process)
         worker.kill()
-        assert 2 <= newest() < EPOCH
-        wait_until(lambda: newest() >= EPOCH + 2, process)
+        at_kill = newest()
+        assert at_kill % EPOCH, "not in the middle of an epoch"
+        wait_until(lambda: newest() >= EPOCH + 2, process, PATIENCE)
         assert worker not in workers(process)
-    assert EPOCH + 2 <= newest() < 2 * EPOCH
-    done = run_command(*train)
+    assert max(EPOCH, at_kill) < newest() < EPOCHS * EPOCH
+    done = run_command(*train, timeout=PATIENCE)
     assert done.code == 0, done.err[-2000:]
 
     weights = fs.cat_file(f"{bucket}/out/{MEMBER}/weights.safetensors")
@@ -107,23 +112,22 @@ def test_a_killed_worker_and_a_killed_driver_change_no_bit(
     assert s3_server.storage_options["secret"] not in everything
 
 
-def test_two_workers_one_killed_end_as_one_alone(
-    command: Command, undisturbed: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out" / MEMBER
-    train = command(tmp_path / "out", "ray", "execution.workers=2")
-    done = run_command(*train)
-    assert done.code == 0, done.err[-2000:]
-    ours, alone = (pq.read_table(folder / "history.parquet") for folder in (out, undisturbed))
-    print(ours["train_loss"], alone["train_loss"])
-    a, b = (safetensors.numpy.load_file(folder / "weights.safetensors") for folder in (out, undisturbed))
-    print(max(float(np.abs(a[name] - b[name]).max() / np.abs(b[name]).max()) for name in a))
+def test_two_workers_learn_what_one_learns(command: Command, undisturbed: Path, tmp_path: Path) -> None:
+    with started(command(tmp_path / "out", "ray", "execution.workers=2")) as process:
+        wait_until(lambda: len(workers(process)) == 2, process, PATIENCE)
+        assert process.wait(timeout=PATIENCE) == 0
+    ours, alone = (
+        pq.read_table(folder / "history.parquet")["train_loss"].to_pylist()
+        for folder in (tmp_path / "out" / MEMBER, undisturbed)
+    )
+    assert len(ours) == EPOCHS
+    assert ours == pytest.approx(alone, rel=1e-4)
 
 
 def test_a_nan_step_stops_the_fold_and_keeps_the_last_good_checkpoint(
     command: Command, tmp_path: Path
 ) -> None:
-    done = run_command(*command(tmp_path / "out", "local", rate="1e25"))
+    done = run_command(*command(tmp_path / "out", "local", rate="1e25"), timeout=PATIENCE)
     assert done.code == 1
     said = done.err.strip().splitlines()[-1]
     assert re.match(r"error: v7 met a (loss|gradient) .* in epoch 1, step \d; its last good checkpoint", said)
