@@ -25,6 +25,7 @@ from cxr_ray.weights import Bundle, BundleMeta, save_bundle, seeded_bundle
 from training.audit import job
 from training.audit.chunks import map_chunks
 from training.audit.classification import AuditSettings, audit, predictions_table
+from training.audit.job import once_each
 from training.audit.options import AuditOptions, audit_options
 from training.audit.scoring import Predictions, hidden_frames, score_frames
 from training.audit.segmentation import audit_segmentation
@@ -394,6 +395,27 @@ def test_what_cannot_be_audited_is_refused_in_words(
     with pytest.raises(UsageError, match=words):
         job.run_audit(options_for(merged, tmp_path))
     assert not (tmp_path / "log").exists()
+
+
+def test_a_film_with_two_masks_is_one_picture() -> None:
+    frames, _ = made(count=4)
+    twice = dataclasses.replace(
+        frames,
+        pixels_NHW=np.concatenate([frames.pixels_NHW, frames.pixels_NHW[:1]]),
+        **{
+            name: [*getattr(frames, name), getattr(frames, name)[0]]
+            for name in ("image_id", "content_sha256", "examples")
+        },
+        **{
+            name: np.append(getattr(frames, name), getattr(frames, name)[0])
+            for name in ("source_rows", "source_columns")
+        },
+    )
+    assert once_each(twice).image_id == frames.image_id
+    label = "Covid-" if frames.examples[0].label == "Covid+" else "Covid+"
+    twice.examples[-1] = dataclasses.replace(frames.examples[0], label=label)
+    with pytest.raises(TrainingDataError, match="one picture with two labels"):
+        once_each(twice)
 
 
 def test_yaml_and_class_agree() -> None:

@@ -99,6 +99,18 @@ def test_keys_never_show_a_raw_identifier(tmp_path: Path, monkeypatch: pytest.Mo
     assert pseudonyms[0].patient_key == "Doe^John"
 
 
+def test_a_path_is_nobodys_pseudonym(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"file": "Smith_John/a.png"}]
+    for key in (None, "a secret of some length, " * 2):
+        if key is None:
+            monkeypatch.delenv("CXR_RAY_KEY", raising=False)
+        else:
+            monkeypatch.setenv("CXR_RAY_KEY", key)
+        (one,) = read(tmp_path, rows, manifest_ids="pseudonyms")
+        assert "Smith" not in f"{one.id_key} {one.group_key} {one.unit_key} {one.called}"
+        assert (one.id_key is None) == (key is None)
+
+
 @pytest.mark.parametrize(
     ("rows", "settings", "expected"),
     [

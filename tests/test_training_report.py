@@ -9,12 +9,13 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from made_training import PATHS, SECRET, interval, put_json, write_training
 from omegaconf import OmegaConf
@@ -181,6 +182,31 @@ def test_split_counts_every_picture_once(run: Run) -> None:
     diagram = section.blocks[0]
     assert isinstance(diagram, Figure)
     assert diagram.width == "whole"
+
+
+def test_a_table_without_sources_has_a_split_too(run: Run) -> None:
+    table = run.classification.split
+    assert table is not None
+    for names in ([None] * table.num_rows, [None, *table.column("source").to_pylist()[1:]]):
+        place = table.schema.get_field_index("source")
+        without = table.set_column(place, "source", pa.array(names, pa.string()))
+        shown = split(replace(run, classification=replace(run.classification, split=without)))
+        assert "unknown" in str(shown.blocks)
+
+
+def test_an_audit_of_training_pictures_is_no_evidence(run: Run) -> None:
+    table = run.classification.split
+    assert table is not None
+    seen = [row["image_id"] for row in table.to_pylist() if row["split"] == "train"]
+    name, audit = next(
+        (name, one) for name, one in run.classification.audits.items() if one.predictions is not None
+    )
+    ids = pa.array((seen * audit.predictions.num_rows)[: audit.predictions.num_rows], pa.string())
+    place = audit.predictions.schema.get_field_index("image_id")
+    changed = replace(audit, predictions=audit.predictions.set_column(place, "image_id", ids))
+    flattering = replace(run, classification=replace(run.classification, audits={name: changed}))
+    assert name in run.ensemble
+    assert name not in flattering.ensemble
 
 
 def test_lungs_take_the_source_from_the_split_and_keep_the_pooled_figure_apart(run: Run) -> None:

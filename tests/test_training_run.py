@@ -88,6 +88,19 @@ def test_the_same_command_does_nothing_again_and_another_is_refused(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["members"]["v7"]["epochs"] == 2
     with pytest.raises(OutputError, match=r"other settings \(recipe.loop.seed\)"):
         run_training(options("segmentation", *material, trained / "lungs", "recipe.loop.seed=2"))
+    with pytest.raises(OutputError, match=r"execution\.workers"):  # batch norm is each worker's own
+        run_training(
+            options(
+                "segmentation", *material, trained / "lungs", "execution.workers=2", "execution.launcher=ray"
+            )
+        )
+    with pytest.raises(TrainingDataError, match="names fold9, but the members are fold0, fold1"):
+        run_training(
+            options(
+                "classification", *material, trained / "folds", f"segmentation={trained / 'lungs'}",
+                "execution.only=[fold9]",
+            )
+        )  # fmt: skip
 
 
 def test_no_credentials_are_recorded(trained: Path) -> None:

@@ -23,14 +23,13 @@ from cxr_ray.weights.files import META_FILE
 from training.binding import SEGMENTER, bind, read_config
 from training.bundle_metrics import Evidence, metrics
 from training.card import card_text
-from training.data.licences import licence_basis
 from training.ensemble_calibration import fit_calibration
 from training.material import Material, read_material
 from training.members import DONE, WEIGHTS
 from training.options import TrainOptions
 from training.outputs import read_data, read_lung_dice, read_out_of_fold, settings_of
 from training.overlap import seen_by_segmenter
-from training.provenance import LungRun, borrowed_basis, fingerprint, lung_run, trained_on, trained_rows
+from training.provenance import LungRun, borrowed_basis, fingerprint, licences, lung_run, trained_on
 from training.segmenters import load_segmenter, segmenter_states
 
 BUNDLE = "bundle"
@@ -123,7 +122,12 @@ def build_bundle(
             )
         paths.append(safetensors.torch.load(place.fs.cat_file(f"{folder}/{WEIGHTS}")))
     segmenters = segmenter_states(options.segmentation, options.output_options)
-    used, left_out = trained_rows([material] if lungs is None else [material, lungs.material])
+    if lungs is not None and set(lungs.recipe.segmentation.styles) - set(segmenters):
+        missing = sorted(set(lungs.recipe.segmentation.styles) - set(segmenters))
+        raise TrainingDataError(
+            f"the segmenter of style {', '.join(missing)} is not finished; run jobs/train.py task=segmentation "
+            "to its end"
+        )
     borrowed = borrowed_basis(options) if lungs is None else ""
     mean, std = recipe.standardisation_mean, recipe.standardisation_std
     if mean is None or std is None:
@@ -141,8 +145,8 @@ def build_bundle(
         mask_styles=tuple(sorted(segmenters)),
         lung_gate=recipe.lung_gate,
         trained_on=trained_on(material),
-        training_data_fingerprint=fingerprint(material.frames, material),
-        licence_basis=licence_basis(used, left_out)["sentence"] + borrowed,
+        training_data_fingerprint=fingerprint(material, lungs),
+        licence_basis=licences(material, lungs, borrowed),
     )
     return Bundle.build(segmenters=segmenters, paths=paths, meta=meta)
 

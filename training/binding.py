@@ -15,6 +15,8 @@ from training.segmenters import load_segmenter
 CONFIG = "config.json"
 SEGMENTER = "segmenter_sha256"
 """Classification: hash of the segmenter whose masks the paths were trained with."""
+WORKERS = "workers"
+"""Processes that shared each batch; batch norm taken by each for itself depends on it."""
 _PACKAGES = ("cxr_ray", "torch", "numpy", "scipy", "kymatio", "opencv-python-headless", "scikit-learn", "ray")
 
 
@@ -24,7 +26,7 @@ def bind(options: TrainOptions, output: Publisher, *, write: bool) -> None:
     Raises:
         OutputError: begun with other settings; the message names them.
     """
-    now = {"settings": json.loads(json.dumps(recorded(options)))}
+    now = {"settings": json.loads(json.dumps(recorded(options))), WORKERS: options.execution.workers}
     if options.task == "classification":
         recipe = options.recipe.classification
         now[SEGMENTER] = load_segmenter(str(options.segmentation), recipe.mask_style, options.output_options)[
@@ -40,6 +42,8 @@ def bind(options: TrainOptions, output: Publisher, *, write: bool) -> None:
     odd = sorted(_differences(relevant(before["settings"]), now["settings"]))
     if not odd and before.get(SEGMENTER) != now.get(SEGMENTER):
         odd = ["the weights at segmentation"]
+    if not odd and options.recipe.loop.batch_norm == "local" and before.get(WORKERS, 1) != now[WORKERS]:
+        odd = ["execution.workers, which batch_norm=local makes part of the recipe"]
     if odd:
         raise OutputError(
             f"this output was begun with other settings ({', '.join(odd[:5])}); give a new output, or the settings it "

@@ -15,7 +15,7 @@ import pyarrow as pa
 from cxr_ray.weights import BundleMeta
 from training.card_tables import CUT, DRAWS, Scored, confound, sides_table, subgroups_table
 from training.loop import Stage
-from training.material import LEFT_OUT, Material
+from training.material import Material
 from training.options import Recipe
 from training.provenance import LungRun
 from training.splits.folds import PUBLISHED
@@ -109,24 +109,24 @@ def _run(meta: BundleMeta, recipe: Recipe, lungs: LungRun | None) -> str:
         )
     else:
         lines += _lung_lines(lungs)
+    if "removed" in paths.copies.kinds:
+        lines.append(
+            "The copies with the lungs removed are blanked as an audit's hide and seek blanks them: that figure shows "
+            "what was taught, for this way of blanking."
+        )
     lines.append("Weights are those of the last epoch; no epoch is chosen by a figure.")
     return "\n".join(f"* {line}" for line in lines)
 
 
 def _lung_lines(lungs: LungRun) -> list[str]:
-    examples = lungs.material.frames.examples
-    pairs = Counter(
-        (example.mask_style or "", side)
-        for example, side in zip(examples, lungs.material.split, strict=True)
-        if side != LEFT_OUT
-    )
-    recipe = lungs.options.recipe.segmentation
+    pairs = Counter((row["mask_style"], row["split"]) for row in lungs.pairs)
+    recipe = lungs.recipe.segmentation
     counts = "; ".join(
         f"{style}: {pairs[style, 'train']} pairs trained on, {pairs[style, 'val']} watched"
         for style in recipe.styles
     )
     return [
-        f"Module 1 (lungs): recipe `{lungs.options.recipe.name}`, seed {lungs.options.recipe.loop.seed}. {counts}.",
+        f"Module 1 (lungs): recipe `{lungs.recipe.name}`, seed {lungs.recipe.loop.seed}. {counts}.",
         *(
             f"Stage {number}: frames of {stage.rows} x {stage.columns}, {_stage(stage)}."
             for number, stage in enumerate(recipe.stages, start=1)
@@ -159,6 +159,10 @@ def _left_out(material: Material, data: Mapping[str, Any]) -> str:
             f"{', '.join(seen)}."
         )
     regrouped = list(data.get("regrouped", ()))
+    if regrouped:
+        sentences.append(
+            "Calibration takes whole groups only, so none of those named next is among its pictures."
+        )
     for one in regrouped[:_TWO_PAGES_OF_GROUPS]:
         sentences.append(
             f"Group {one['group_key']} ({one['pictures']:,} pictures) held {one['share']:.0%} of the source "

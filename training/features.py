@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -96,7 +96,7 @@ class FeatureStore:
             first = ((start + chunk) % self.chunks) * CHUNK
             pictures = range(first, min(first + CHUNK, len(self.picture_ids)))
             values = np.stack([self.compute(i) for i in pictures])
-            aside = path.with_name(f".{path.name}.{os.getpid()}")
+            aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
             with aside.open("wb") as file:
                 np.save(file, values)
             aside.replace(path)
@@ -132,7 +132,7 @@ class FeatureStore:
     def plain(self, picture: int) -> NDArray[np.float32]:
         """The untouched picture's path input, from the store where a plain copy is kept, else computed now."""
         kinds = self.settings.kinds
-        if "plain" in kinds and self._path(0).exists():
+        if "plain" in kinds and self._path(picture // CHUNK).exists():
             return self.get(picture, kinds.index("plain"))
         x, _, mask = self.standardised(self.pixels_NHW[picture], picture)
         return self._inputs(x, mask)

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,9 +21,9 @@ from cxr_ray.pipeline.publish import Publisher
 from training.binding import bind
 from training.data.example import Example
 from training.data.licences import licence_basis
-from training.data.manifest import manifest_root
+from training.data.manifest import manifest_root, read_manifest
 from training.data.masks import load_masks
-from training.material import Material, divide, gather, split_bytes
+from training.material import Material, divide, gather, read_material, split_bytes
 from training.members import DONE, member_names
 from training.options import Execution, TrainOptions, absolute, as_plain
 from training.outputs import DATA
@@ -51,9 +52,12 @@ def run_training(options: TrainOptions) -> int:
         facts = assemble(options, publisher)
     else:
         # Nothing is written before the data have been found good: a first mistake costs nothing but a new try.
-        material = checked_material(options)
-        bind(options, publisher, write=True)
-        write_material(material, publisher)
+        if publisher.read(SPLIT_FILE) is None:
+            material = checked_material(options)
+            bind(options, publisher, write=True)
+            write_material(material, publisher, unused_rows(options))
+        else:  # decided before; refused where the data have changed since
+            print(describe(read_material(options)), file=sys.stderr, flush=True)
         facts = train_members(options, output)
     print(
         json.dumps(
@@ -83,12 +87,21 @@ def checked_material(options: TrainOptions) -> Material:
     return material
 
 
-def write_material(material: Material, output: Publisher) -> None:
-    """The split, once, and what is to be known of the data."""
-    if output.read(SPLIT_FILE) is None:
-        output.replace(SPLIT_FILE, split_bytes(material))
+def unused_rows(options: TrainOptions) -> dict[str, int]:
+    """Rows of the manifest that this task cannot use, said on stderr too."""
+    needed = "mask" if options.task == "segmentation" else "label"
+    without = sum(getattr(example, needed) is None for example in read_manifest(options.manifest))
+    if not without:
+        return {}
+    print(f"{without:,} rows of the manifest have no {needed}", file=sys.stderr, flush=True)
+    return {f"no_{needed}": without}
+
+
+def write_material(material: Material, output: Publisher, unused: Mapping[str, int]) -> None:
+    """The split, and what is to be known of the data; the split last, since it says that both are there."""
     facts = {
         "pictures": len(material.frames),
+        "unused_rows": dict(unused),
         "dropped": material.frames.dropped,
         "regrouped": [asdict(one) for one in material.regrouped],
         "seen_by_segmenter": dict(material.seen_by_segmenter),
@@ -98,6 +111,7 @@ def write_material(material: Material, output: Publisher) -> None:
         ),
     }
     output.replace(DATA, json.dumps(facts, indent=1).encode())
+    output.replace(SPLIT_FILE, split_bytes(material))
 
 
 def _rows(material: Material) -> list[tuple[Example, str]]:

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 from cxr_ray.archives.storage import Storage, open_storage
+from cxr_ray.errors import TrainingDataError
 from training.checkpoints import Checkpoints
 from training.classification import PathTask
 from training.curves import Curves
@@ -29,11 +30,16 @@ WEIGHTS = "weights.safetensors"
 
 
 def member_names(options: TrainOptions) -> list[str]:
-    """Members of the run that are to be trained now."""
+    """Members of the run that are to be trained now. Raises TrainingDataError where ``only`` names another."""
     if options.task == "segmentation":
         names = list(options.recipe.segmentation.styles)
     else:
         names = [f"fold{number}" for number in range(options.recipe.classification.folds.count)]
+    odd = sorted(set(options.execution.only) - set(names))
+    if odd:
+        raise TrainingDataError(
+            f"execution.only names {', '.join(odd)}, but the members are {', '.join(names)}"
+        )
     return [name for name in names if not options.execution.only or name in options.execution.only]
 
 

@@ -40,7 +40,10 @@ def seen_by_segmenter(options: TrainOptions, material: Material) -> dict[str, in
     kinds = ["image_id", "content_sha256"]
     if manifest["manifest_ids"] == options.manifest.manifest_ids:
         kinds += ["patient", "group"]
-    rows_too = manifest["path"] == public_url(options.manifest.path) or manifest["manifest_ids"] == PSEUDONYMS
+    same = (
+        open_storage(public_url(manifest["path"])).url == open_storage(public_url(options.manifest.path)).url
+    )
+    rows_too = same or manifest["manifest_ids"] == PSEUDONYMS
     seen = {
         (kind, value)
         for row in read_split(place)

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cxr_ray.archives.storage import open_storage
 from cxr_ray.weights import load_bundle
 from training.binding import CONFIG
-from training.data.frames import Frames
-from training.data.manifest import Example
-from training.material import Material, read_material
-from training.options import TrainOptions
+from training.data.example import Example
+from training.data.licences import licence_basis
+from training.material import Material
+from training.options import Recipe, TrainOptions
 from training.outputs import settings_of
+from training.split_table import read_split
 
 
 @dataclass(frozen=True)
 class LungRun:
     """The training of Module 1."""
 
-    options: TrainOptions
+    recipe: Recipe
     """What it was run with."""
-    material: Material
-    """The pairs."""
+    pairs: Sequence[Mapping[str, Any]]
+    """The rows of its ``split.parquet``."""
 
 
 def lung_run(options: TrainOptions) -> LungRun | None:
@@ -31,26 +33,36 @@ def lung_run(options: TrainOptions) -> LungRun | None:
     place = open_storage(str(options.segmentation), options.output_options)
     if not place.fs.exists(f"{place.path}/{CONFIG}"):
         return None
-    trained = settings_of(str(options.segmentation), options)
-    return LungRun(trained, read_material(trained))
+    return LungRun(settings_of(str(options.segmentation), options).recipe, read_split(place))
 
 
-def trained_rows(materials: Sequence[Material]) -> tuple[list[Example], list[Example]]:
-    """Manifest rows behind the weights, of both modules, and those left out for their licence."""
-    used, left_out = [], []
-    for one in materials:
-        for example, side, reason in zip(one.frames.examples, one.split, one.reason, strict=True):
-            if side in ("train", "calibration"):
-                used.append(example)
-            elif reason == "licence":
-                left_out.append(example)
-    return used, left_out
+def licences(material: Material, lungs: LungRun | None, borrowed: str) -> str:
+    """What the weights of both modules rest on, a sentence for each.
+
+    Args:
+        borrowed: of the bundle that lent its segmenters, where ``lungs`` is None.
+    """
+    rows = [
+        {"source": one.source, "licence": one.licence, "split": side, "reason": reason}
+        for one, side, reason in zip(material.frames.examples, material.split, material.reason, strict=True)
+    ]
+    paths = f"Module 2 (class): {_basis(rows)}"
+    return f"{paths} Module 1 (lungs): {borrowed if lungs is None else _basis(lungs.pairs)}"
+
+
+def _basis(rows: Sequence[Mapping[str, Any]]) -> str:
+    def examples(chosen: Iterable[Mapping[str, Any]]) -> list[Example]:
+        return [Example(file="", id="row", source=row["source"], licence=row["licence"]) for row in chosen]
+
+    used = [row for row in rows if row["split"] in ("train", "calibration")]
+    refused = [row for row in rows if row["reason"] == "licence"]
+    return str(licence_basis(examples(used), examples(refused))["sentence"])
 
 
 def borrowed_basis(options: TrainOptions) -> str:
     """What the licence of segmenters that were not trained here rests on."""
     lender = load_bundle(str(options.segmentation), **options.output_options)
-    return f" Segmenters taken from the bundle {lender.meta.name}: {lender.meta.licence_basis}"
+    return f"taken from the bundle {lender.meta.name}: {lender.meta.licence_basis}"
 
 
 def trained_on(material: Material) -> str:
@@ -64,11 +76,19 @@ def trained_on(material: Material) -> str:
     return f"{len(examples):,} pictures from {len(sources)} sources ({', '.join(sources)})"
 
 
-def fingerprint(frames: Frames, material: Material) -> str:
-    """SHA-256 over file hash, label and side of every picture that took part: names the training data."""
-    lines = sorted(
-        f"{sha}|{example.label}|{side}"
-        for sha, example, side in zip(frames.content_sha256, frames.examples, material.split, strict=True)
+def fingerprint(material: Material, lungs: LungRun | None) -> str:
+    """SHA-256 over file, label and side of every picture that took part, in either module: names the training data."""
+    frames = material.frames
+    lines = [
+        f"{sha or image_id}|{example.label}|{side}"
+        for sha, image_id, example, side in zip(
+            frames.content_sha256, frames.image_id, frames.examples, material.split, strict=True
+        )
         if side in ("train", "calibration")
-    )
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    ]
+    lines += [
+        f"lungs|{row.get('content_sha256') or row['image_id']}|{row['mask_style']}"
+        for row in (() if lungs is None else lungs.pairs)
+        if row["split"] == "train"
+    ]
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()

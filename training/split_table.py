@@ -37,7 +37,13 @@ SPLIT_SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
-_SAME = {"label": "label", "source": "source", "manifest_split": "split", "content_sha256": "file content"}
+_SAME = {
+    "label": "label",
+    "source": "source",
+    "licence": "licence",
+    "manifest_split": "split",
+    "content_sha256": "file content",
+}
 """Column -> what a message calls it; a changed value is refused."""
 _CHANGED = (
     "the manifest or the shards have changed since this output was begun ({what}); train into a new output, or bring "
@@ -60,7 +66,6 @@ def split_table(
             "mask_style": example.mask_style,
             "view": example.view,
             "pediatric": example.pediatric,
-            "licence": example.licence,
             "split": split[i],
             "fold": fold[i],
             "reason": reason[i],
@@ -126,6 +131,7 @@ def _manifest_cells(frames: Frames, index: int) -> dict[str, str | None]:
     return {
         "label": example.label,
         "source": example.source,
+        "licence": example.licence,
         "manifest_split": example.split,
         "content_sha256": frames.content_sha256[index],
     }

@@ -61,6 +61,8 @@ def run_audit(options: AuditOptions) -> int:
         log_test_use(log, [bundle] if compare is None else [bundle, compare], use, sys.argv[1:])
     result = _audit(options, bundle, compare, frames)
     result.summary["dropped"] = frames.dropped
+    if options.mask_style is not None:
+        result.summary["bundle"]["mask_style"] = options.mask_style
     _write(output, f"{folder}/{table_name}", _parquet(result))
     # Last, so that a summary never stands without its table.
     _write(output, f"{folder}/{summary_name}", json.dumps(result.summary, indent=1).encode())
@@ -86,13 +88,26 @@ def gather(options: AuditOptions, bundle: Bundle) -> Frames:
             [name for name in bundle.meta.classes if name in labels] or bundle.meta.classes,
             where=f"split {options.split!r}",
         )
-    return load_frames(
+    frames = load_frames(
         options.shards,
         examples,
         options=options.shards_options,
         root=manifest_root(options.manifest),
         key=manifest_key(options.manifest),
     )
+    return once_each(frames) if options.task == "classification" else frames
+
+
+def once_each(frames: Frames) -> Frames:
+    """One row of each picture (a film with two masks stands twice). Raises TrainingDataError where labels differ."""
+    first: dict[str, int] = {}
+    for i, image_id in enumerate(frames.image_id):
+        one, other = frames.examples[first.setdefault(image_id, i)], frames.examples[i]
+        if one.label != other.label:
+            raise TrainingDataError(
+                f"{one.called} and {other.called} are one picture with two labels; mend the manifest"
+            )
+    return frames.take(list(first.values()))
 
 
 def headline(summary: dict[str, Any]) -> dict[str, Any]:

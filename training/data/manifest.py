@@ -117,7 +117,10 @@ def _example(
     identity = row.get("id") or (file if member is None else f"{file}::{member}")
     group = row.get("group") or patient or identity
     first = first_rows.setdefault(group, number)
-    safe = privacy.manifest_ids == PSEUDONYMS
+    # A file path is nobody's pseudonym: what stands in for a missing id is hashed like a raw identifier.
+    own_id = row.get("id") is not None
+    safe = privacy.manifest_ids == PSEUDONYMS and own_id
+    id_key = privacy.manifest_key("id", identity) if own_id else privacy.hashed("id", identity)
     # A group named by the patient alone has the patient's key, so that tables of both can be joined.
     name = "patient" if group == patient else "group"
     return Example(
@@ -137,8 +140,8 @@ def _example(
         licence=row.get("licence"),
         row=number,
         patient_key=privacy.manifest_key("patient", patient),
-        group_key=privacy.manifest_key(name, group) or f"row {first}",
-        id_key=privacy.manifest_key("id", identity),
+        group_key=(id_key if group == identity else privacy.manifest_key(name, group)) or f"row {first}",
+        id_key=id_key,
         called=f"row {number} ({identity})" if safe else f"row {number}",
     )
 

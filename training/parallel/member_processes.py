@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -110,9 +111,13 @@ def _one_by_one(
                 if is_final(error):
                     errors[name] = error
                     break
-                if failures == max_failures:
-                    errors[name] = died(name, failures + 1, str(error))
-                    break
+                last = str(error)
+            except Exception as error:
+                traceback.print_exc()
+                last = type(error).__name__
+            if failures == max_failures:
+                errors[name] = died(name, failures + 1, last)
+            else:
                 time.sleep(RESTART_SECONDS)
     return errors
 

@@ -44,11 +44,27 @@ class Run:
 
     @cached_property
     def ensemble(self) -> dict[str, Scored]:
-        """Split -> pictures scored by the ensemble, none of them seen by any path: calibration, then audits."""
+        """Split -> pictures scored by the ensemble, none of them seen by any path: calibration, then audits.
+
+        An audit of pictures that were trained on flatters, and is left out.
+        """
         tables = {"calibration": self.classification.calibration}
-        tables |= {name: audit.predictions for name, audit in self.classification.audits.items()}
+        tables |= {
+            name: audit.predictions
+            for name, audit in self.classification.audits.items()
+            if not self._trained_on(audit.predictions)
+        }
         found = {name: scored(table, self.positive, groups=self.groups) for name, table in tables.items()}
         return {name: pictures for name, pictures in found.items() if pictures is not None}
+
+    def _trained_on(self, predictions: pa.Table | None) -> bool:
+        """Whether a path was trained on pictures of the table, by ``split.parquet``."""
+        split = self.classification.split
+        if split is None or predictions is None or "image_id" not in predictions.column_names:
+            return False
+        sides = zip(split.column("image_id").to_pylist(), split.column("split").to_pylist(), strict=True)
+        trained = {picture for picture, side in sides if side == "train"}
+        return not trained.isdisjoint(predictions.column("image_id").to_pylist())
 
     @cached_property
     def areas(self) -> dict[tuple[str, str], Interval]:

@@ -30,7 +30,7 @@ def split(run: Run) -> Section:
         missing = f"The split is not shown: split.parquet is not in {run.classification.url}."
         return Section(name="split", title=title, missing=(missing,))
     parts = _parts(table)
-    rows = table.to_pylist()
+    rows = [{**row, "source": row["source"] or "unknown"} for row in table.to_pylist()]
     named = {part: [rows[i] for i in members] for part, members in parts.items()}
     shown = {part: members for part, members in named.items() if part != LEFT_OUT}
     blocks: list[Block] = []
