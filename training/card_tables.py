@@ -129,7 +129,10 @@ def subgroups_table(scored: Scored, positive_class: str, *, seed: int, draws: in
         for name in np.unique(values):
             here = np.flatnonzero(values == name)
             found = _figures(scored, here, seed=seed, draws=draws)
-            cells = " | ".join(_interval(found[one]) for one in ("auc", "sensitivity", "specificity"))
+            one_group = len(np.unique(scored.group[here])) == 1  # nothing to draw from
+            cells = " | ".join(
+                _interval(found[one], one_group) for one in ("auc", "sensitivity", "specificity")
+            )
             lines.append(
                 f"| {kind}: {_cell(str(name))} | {len(here)} | {int(scored.label[here].sum())} | {cells} |"
             )
@@ -175,9 +178,11 @@ def _cell(text: str) -> str:
     return text.replace("|", "/").replace("\n", " ")
 
 
-def _interval(interval: Interval) -> str:
+def _interval(interval: Interval, one_group: bool) -> str:
     if np.isnan(interval.value):
         return "-"
+    if one_group:
+        return f"{interval.value:.2f} (one group)"
     return f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})"
 
 
