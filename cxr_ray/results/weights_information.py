@@ -77,7 +77,7 @@ def _measured(metrics: dict[str, Any], prefix: str = "") -> Iterator[str]:
         if isinstance(value, dict) and "value" not in value:
             yield from _measured(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix + name:<32}{_figure(value)}"
+            yield f"{prefix + name:<39} {_figure(value)}"
 
 
 def _figure(value: Any) -> str:
