@@ -18,9 +18,7 @@ from training.parallel.noticeboard import Noticeboard
 from training.parallel.ray_train import run_members
 
 
-def test_a_killed_worker_resumes_and_nan_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_killed_worker_resumes_and_nan_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(entry for entry in sys.path if entry))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     # In turn, for two workers take both CPUs: the second goes on after the first was refused.
@@ -44,7 +42,6 @@ def test_a_killed_worker_resumes_and_nan_is_refused(
     run_members_locally([settings(tmp_path, "alone")], entry=ENTRY, device="cpu")
     assert weight_of(tmp_path, "killed") == pytest.approx(weight_of(tmp_path, "alone"), rel=1e-12)
     assert not list((tmp_path / "out").glob("*")), "Ray Train's own files stayed"
-    assert "killed | RuntimeError" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
