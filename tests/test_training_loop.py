@@ -52,7 +52,7 @@ class Noise:
         return x, torch.from_numpy(indices % 2)
 
     def loss(
-        self, model: nn.Module, batch: Batch, across: Callable[[Tensor], Tensor], share: float
+        self, model: nn.Module, batch: Batch, stage: Stage, across: Callable[[Tensor], Tensor], share: float
     ) -> Tensor:
         x, label = batch
         return weighted_cross_entropy(class_logits(model(x)), label, torch.ones(len(label)), batch=1) * share

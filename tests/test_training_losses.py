@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cxr_ray.errors import UsageError
 from training.losses.cross_entropy import class_weights, weighted_cross_entropy
+from training.losses.silence import SIZE, silence_penalty
 from training.losses.tanimoto import box_size, contour_weights, tanimoto_coefficient, tanimoto_loss
 
 
@@ -184,3 +185,32 @@ def test_cross_entropy_over_shares_of_a_batch() -> None:
     assert float(sum(shares)) == pytest.approx(float(whole))
     soft = weighted_cross_entropy(logits, F.one_hot(label, 3).double(), weight, batch=5)
     assert float(soft) == pytest.approx(float(whole))
+
+
+def scores(seed: int = 0, count: int = 24) -> tuple[Tensor, Tensor]:
+    """Logits ``[N, 2]`` that follow the class a little, and the classes one-hot."""
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.arange(count) % 2
+    return torch.randn(count, 2, generator=generator) + F.one_hot(label, 2), F.one_hot(label, 2).float()
+
+
+def test_silence_is_a_correlation_without_scale_and_a_size() -> None:
+    logits, target = scores()
+    whole = silence_penalty(logits, target, across=lambda sums: sums)
+    score, positive = (logits[:, 0] - logits[:, 1]).numpy(), target[:, 0].numpy()
+    size = float(np.square(score / 2).mean())
+    assert float(whole) == pytest.approx(np.corrcoef(score, positive)[0, 1] ** 2 + SIZE * size, rel=1e-4)
+    small = silence_penalty(logits * 0.1, target, across=lambda sums: sums)
+    assert float(small) == pytest.approx(
+        np.corrcoef(score, positive)[0, 1] ** 2 + SIZE * size / 100, rel=1e-2
+    )
+    nothing = silence_penalty(torch.full((24, 2), 3.0), target, across=lambda sums: sums)
+    assert float(nothing) == 0.0
+
+
+def test_silence_of_two_processes_is_that_of_the_whole_batch() -> None:
+    logits, target = scores()
+    twice = silence_penalty(torch.cat([logits, logits]), target.repeat(2, 1), across=lambda sums: sums)
+    assert float(silence_penalty(logits, target, across=lambda sums: 2 * sums)) == pytest.approx(
+        float(twice), rel=1e-6
+    )

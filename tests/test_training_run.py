@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,19 @@ def test_the_same_command_does_nothing_again_and_another_is_refused(
         )  # fmt: skip
 
 
+def test_an_output_of_an_earlier_version_goes_on(
+    trained: Path, material: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Options that came later count with their defaults."""
+    lungs = tmp_path / "lungs"
+    shutil.copytree(trained / "lungs", lungs)
+    config = json.loads((lungs / "config.json").read_text())
+    for stage in config["settings"]["recipe"]["segmentation"]["stages"]:
+        del stage["silence"]
+    (lungs / "config.json").write_text(json.dumps(config))
+    assert run_training(options("segmentation", *material, lungs)) == 0
+
+
 def test_no_credentials_are_recorded(trained: Path) -> None:
     settings = json.loads((trained / "folds" / "config.json").read_text())["settings"]
     assert not {"shards_options", "output_options", "execution"} & set(settings)
@@ -129,6 +143,14 @@ def test_an_empty_class_and_a_missing_style_are_refused(material: tuple[Path, st
         (["recipe.classification.copies.kinds=[blurred]"], "expected kinds of copies out of plain"),
         (["recipe.loop.precision=float16"], "expected recipe.loop.precision float32 or bfloat16"),
         (["execution.workers=2"], "needs execution.launcher=ray"),
+        (
+            [
+                "recipe.classification.stages=[{silence: 1.0}]",
+                "recipe.classification.copies.kinds=[plain]",
+                "recipe.classification.copy_shares=[1.0]",
+            ],
+            "needs the kind removed",
+        ),
         (["task=classification", "segmentation=null"], "needs segmentation=URL"),
     ],
 )

@@ -23,7 +23,8 @@ SMALL = (
     "recipe.classification.calibration_share=0.3",
     "recipe.classification.copies.kinds=[plain,removed]",
     "recipe.classification.copy_shares=[]",
-    "recipe.classification.stages=[{epochs: 3, batch: 3, drop_last: true, optimiser: {learning_rate: 0.005}}]",
+    "recipe.classification.stages=[{epochs: 3, batch: 3, drop_last: true, silence: 0.5, "
+    "optimiser: {learning_rate: 0.005}}]",
     "recipe.loop.checkpoint_steps=2",
     "execution.launcher=local",
     "execution.at_once=1",

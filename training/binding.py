@@ -9,7 +9,7 @@ from typing import Any
 
 from cxr_ray.errors import OutputError, TrainingDataError
 from cxr_ray.pipeline.publish import Publisher
-from training.options import TrainOptions, recorded, relevant
+from training.options import TrainOptions, recorded, train_options
 from training.segmenters import load_segmenter
 
 CONFIG = "config.json"
@@ -39,7 +39,7 @@ def bind(options: TrainOptions, output: Publisher, *, write: bool) -> None:
             output.replace(CONFIG, json.dumps(facts, indent=1).encode())
         return
     before = json.loads(data)
-    odd = sorted(_differences(relevant(before["settings"]), now["settings"]))
+    odd = sorted(_differences(_completed(before["settings"]), now["settings"]))
     if not odd and before.get(SEGMENTER) != now.get(SEGMENTER):
         odd = ["the weights at segmentation"]
     if not odd and options.recipe.loop.batch_norm == "local" and before.get(WORKERS, 1) != now[WORKERS]:
@@ -49,6 +49,12 @@ def bind(options: TrainOptions, output: Publisher, *, write: bool) -> None:
             f"this output was begun with other settings ({', '.join(odd[:5])}); give a new output, or the settings it "
             f"was begun with (in its {CONFIG})"
         )
+
+
+def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Recorded settings with the defaults of options that came later."""
+    completed: dict[str, Any] = json.loads(json.dumps(recorded(train_options({**settings, "output": "-"}))))
+    return completed
 
 
 def read_config(output: Publisher) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from training.augmentation.mirror import mirror_features
 from training.features import CopySettings, FeatureStore
 from training.loop import Batch, LoopSettings, Row, Stage
 from training.losses.cross_entropy import class_weights, weighted_cross_entropy
+from training.losses.silence import silence_penalty
 from training.metrics.classification import mixed_source_auc, roc_auc
 from training.seeding import random_state
 from training.splits.folds import FoldSettings
@@ -105,7 +106,10 @@ class PathTask:
         self._cumulative = np.cumsum(shares / shares.sum())
 
     def batch(self, indices: NDArray[np.int64], stage: Stage, epoch: int) -> Batch:
-        """Path inputs ``[B, 50, h, w]``, target probabilities ``[B, C]`` and weights ``[B]``, float32."""
+        """Path inputs ``[B, 50, h, w]``, target probabilities ``[B, C]`` and weights ``[B]``, float32.
+
+        With ``stage.silence`` the pictures follow once more, without lungs: their true class, and weight 0.
+        """
         classes = len(self.recipe.classes)
         features, targets, weights = [], [], []
         for i in indices:
@@ -128,16 +132,33 @@ class PathTask:
                 targets.append(nn.functional.one_hot(torch.tensor(label), classes).float())
                 weights.append(self.weights_C[label])
             features.append(x)
+        for i in indices if stage.silence else ():
+            random = random_state(self.seed, "silence", epoch, self.picture_ids[i])
+            x = self._removed(int(self.training[i]), epoch)
+            features.append(mirror_features(x) if random.random_sample() < self.recipe.mirror else x)
+            true = torch.tensor(int(self.pictures.class_N[self.training[i]]))
+            targets.append(nn.functional.one_hot(true, classes).float())
+            weights.append(torch.tensor(0.0))
         inputs = torch.stack(features).contiguous(memory_format=torch.channels_last)
         return inputs, torch.stack(targets), torch.stack(weights)
 
     def loss(
-        self, model: nn.Module, batch: Batch, across: Callable[[Tensor], Tensor], share: float
+        self, model: nn.Module, batch: Batch, stage: Stage, across: Callable[[Tensor], Tensor], share: float
     ) -> Tensor:
-        """Class-weighted cross-entropy over the picture count (REFERENCE_SPEC section 10)."""
+        """Class-weighted cross-entropy over the picture count (REFERENCE_SPEC section 10), plus the stage's silence."""
         inputs, target_BC, weight_B = batch
         logits = class_logits(model(inputs).float())
-        return weighted_cross_entropy(logits, target_BC, weight_B, batch=1) * share
+        loss = weighted_cross_entropy(logits, target_BC, weight_B, batch=1) * share
+        if stage.silence:
+            half = len(logits) // 2
+            loss = loss + stage.silence * silence_penalty(logits[half:], target_BC[half:], across=across)
+        return loss
+
+    def _removed(self, picture: int, epoch: int) -> Tensor:
+        copy = self.recipe.copies.kinds.index("removed")
+        if self.recipe.fresh_copies:
+            return torch.from_numpy(self.store.draw(picture, copy, epoch))
+        return torch.from_numpy(np.array(self.store.get(picture, copy)))
 
     def validate(self, model: nn.Module, stage: Stage) -> Row:
         """Loss, AUC (also inside the sources that hold both classes) and accuracy on the fold held out."""

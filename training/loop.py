@@ -45,6 +45,9 @@ class Stage:
     """Leave out an incomplete last batch."""
     shuffle: bool = True
     """Draw a new order for each epoch."""
+    silence: float = 0.0
+    """Weight of a penalty on scores that follow the class without lungs (classification only): each picture of a batch
+    is then there with its lungs removed too, at twice the cost; 0: off."""
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     """Starts afresh with each stage."""
 
@@ -82,7 +85,7 @@ class Task(Protocol):
         """Augmented tensors of these training pictures, on the CPU."""
 
     def loss(
-        self, model: nn.Module, batch: Batch, across: Callable[[Tensor], Tensor], share: float
+        self, model: nn.Module, batch: Batch, stage: Stage, across: Callable[[Tensor], Tensor], share: float
     ) -> Tensor:
         """Loss of this worker's pictures. ``across`` sums over the workers; ``share`` is workers / pictures of the
         whole batch, so that a sum times ``share``, averaged over the workers, is the mean over the batch."""
@@ -179,12 +182,12 @@ def _epoch(
         started = time.monotonic()
         share = np.array_split(indices, processes.size)[processes.rank]
         batch = tuple(tensor.to(processes.device) for tensor in task.batch(share, stage, number))
-        ids = [task.picture_ids[i] for i in share]
-        key_dropout(model, [derive(settings.seed, task.name, "dropout", number, i) for i in ids])
+        key_dropout(model, _dropout_keys(task, settings, number, share, len(batch[0])))
         with torch.autocast(processes.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
             loss = task.loss(
                 model,
                 batch,
+                stage,
                 processes.sum if sync else _alone,
                 processes.size / len(indices) if sync else 1 / len(share),
             )
@@ -203,6 +206,17 @@ def _epoch(
         progress.seconds += time.monotonic() - started
         if settings.checkpoint_steps and progress.step % settings.checkpoint_steps == 0:
             _save(checkpoints, model, optimiser, progress, processes)
+
+
+def _dropout_keys(
+    task: Task, settings: LoopSettings, number: int, share: NDArray[np.int64], rows: int
+) -> list[int]:
+    """One key per row of a batch; rows beyond the pictures are the same pictures again."""
+    ids = [task.picture_ids[i] for i in share]
+    keys = [derive(settings.seed, task.name, "dropout", number, i) for i in ids]
+    for again in range(1, rows // len(ids)):
+        keys += [derive(settings.seed, task.name, "dropout", number, i, again) for i in ids]
+    return keys
 
 
 def _finish_epoch(

@@ -175,6 +175,11 @@ def _check(options: TrainOptions) -> None:
     odd = sorted(set(recipe.classification.copies.kinds) - set(COPIES))
     if odd or not recipe.classification.copies.kinds:
         raise UsageError(f"expected kinds of copies out of {', '.join(COPIES)}, got {odd or 'none'}")
+    if (
+        any(stage.silence for stage in recipe.classification.stages)
+        and "removed" not in recipe.classification.copies.kinds
+    ):
+        raise UsageError("silence in a stage needs the kind removed in recipe.classification.copies.kinds")
     shares = recipe.classification.copy_shares
     if shares and len(shares) != len(recipe.classification.copies.kinds):
         raise UsageError("expected one number in copy_shares for each kind of copy, or none")

@@ -103,7 +103,7 @@ class SegmentationTask:
         return images, targets
 
     def loss(
-        self, model: nn.Module, batch: Batch, across: Callable[[Tensor], Tensor], share: float
+        self, model: nn.Module, batch: Batch, stage: Stage, across: Callable[[Tensor], Tensor], share: float
     ) -> Tensor:
         """Weighted Tanimoto loss with complement over the whole batch (REFERENCE_SPEC section 9)."""
         images_BHW, target_B2HW = batch
