@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from s3_server import S3Server
+from training_run import make_material
 
 from cxr_ray.archives.storage import open_storage
 from cxr_ray.weights import save_bundle, seeded_bundle
@@ -82,15 +83,17 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project as a user would submit it."""
     folder = tmp_path_factory.mktemp("submitted") / "project"
     folder.mkdir()
-    for name in ("cxr_ray", "jobs", "conf"):
+    for name in ("cxr_ray", "training", "jobs", "conf"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
-def submit(head: Head, workdir: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def submit(
+    head: Head, workdir: Path, *options: str, job: str = "jobs/score.py"
+) -> subprocess.CompletedProcess[str]:
     command = ["job", "submit", "--address", head.address, "--working-dir", str(workdir)]
     return subprocess.run(
-        [str(SCRIPTS / "ray"), *command, "--", "python", "jobs/score.py", *options],
+        [str(SCRIPTS / "ray"), *command, "--", "python", job, *options],
         env=head.env,
         capture_output=True,
         text=True,
@@ -126,6 +129,22 @@ def test_submitted_job_scores_from_s3_to_s3(
     refused = submit(head, workdir, *options, "compute_batch=3")
     assert refused.returncode != 0
     assert "score.compute_batch" in refused.stdout + refused.stderr
+
+
+def test_a_submitted_training_finds_its_code_in_the_workers_too(
+    head: Head, workdir: Path, tmp_path: Path
+) -> None:
+    manifest, shards = make_material(tmp_path / "material", 8)
+    stage = "{rows: 60, columns: 68, epochs: 1, batch: 2, optimiser: {learning_rate: 0.0005}}"
+    done = submit(
+        head, workdir,
+        "task=segmentation", f"shards={shards}", f"manifest.path={manifest}", f"output={tmp_path / 'out'}",
+        "manifest.manifest_ids=pseudonyms", "recipe.segmentation.styles=[v7]",
+        f"recipe.segmentation.stages=[{stage}]", "execution.device=cpu",
+        job="jobs/train.py",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert (tmp_path / "out" / "members" / "v7" / "weights.safetensors").exists()
 
 
 def test_output_that_the_nodes_cannot_reach_is_refused(head: Head, workdir: Path, films: Path) -> None:
