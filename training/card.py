@@ -138,7 +138,8 @@ def _stage(stage: Stage) -> str:
     rate = stage.optimiser
     warm_up = f", warm-up {rate.warm_up:.0%}" if rate.warm_up else ""
     epochs = "1 epoch" if stage.epochs == 1 else f"{stage.epochs} epochs"
-    return f"{epochs}, batch {stage.batch}, learning rate {rate.learning_rate:g} ({rate.schedule}{warm_up})"
+    silence = f", silence {stage.silence:g}" if stage.silence else ""
+    return f"{epochs}, batch {stage.batch}, learning rate {rate.learning_rate:g} ({rate.schedule}{warm_up}){silence}"
 
 
 def _left_out(material: Material, data: Mapping[str, Any]) -> str:
