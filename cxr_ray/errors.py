@@ -140,6 +140,24 @@ class PixelShape(InputError):
     code = "pixel_shape"
 
 
+class DecoderCrashed(InputError):
+    """The decoder ended its process on this image, three times in a fresh process that did nothing else."""
+
+    code = "decoder_crashed"
+
+
+class MemoryLimit(InputError):
+    """Decoding needs more memory than it is allowed (``decode_memory``)."""
+
+    code = "memory_limit"
+
+
+class TimeLimit(InputError):
+    """Decoding takes more processor time than it is allowed (``decode_seconds``), or never ends."""
+
+    code = "time_limit"
+
+
 # -- scoring ---------------------------------------------------------------------------------------
 
 
@@ -219,6 +237,15 @@ class StorageReadError(CxrRayError):
     """
 
     code = "storage"
+
+
+class WorkerKilled(CxrRayError):
+    """The decode process was killed from outside again and again, or cannot start.
+
+    Not the fault of one input, so it never becomes a row: the unit stays open for the next run.
+    """
+
+    code = "worker_killed"
 
 
 class StorageWriteError(CxrRayError):

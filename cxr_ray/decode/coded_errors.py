@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cxr_ray.decode.radiograph import Facts, Identifiers, attach_header
-from cxr_ray.errors import InputError, OversizedInput, UndecodableImage
+from cxr_ray.errors import InputError, MemoryLimit, UndecodableImage
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def coded_errors(
         facts, identifiers: What the header said, or None while it is still being read.
 
     Raises:
-        InputError: as raised inside, or OversizedInput (out of memory), or UndecodableImage (the rest).
+        InputError: as raised inside, or MemoryLimit (out of memory), or UndecodableImage (the rest).
     """
     try:
         try:
@@ -32,7 +32,7 @@ def coded_errors(
         except InputError:
             raise
         except MemoryError:
-            raise OversizedInput(f"decoding the {kind} needs more memory than there is") from None
+            raise MemoryLimit(f"decoding the {kind} needs more memory than there is") from None
         except Exception as error:
             raise UndecodableImage(f"the {kind} cannot be decoded ({type(error).__name__})") from None
     except InputError as error:

@@ -82,7 +82,9 @@ def _decode_pixels(data: bytes, kind: str, header: RasterHeader) -> np.ndarray:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         pixels_HW = cv2.imdecode(np.frombuffer(data, np.uint8), IMREAD_FLAGS)
-    except cv2.error:
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from None
         pixels_HW = None  # the text of the OpenCV error names source files, not the image
     finally:
         cv2.utils.logging.setLogLevel(level)

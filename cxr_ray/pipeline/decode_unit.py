@@ -13,11 +13,13 @@ from typing import Any
 import pyarrow as pa
 
 from cxr_ray.archives.reading import read_inputs
-from cxr_ray.decode import DecodeLimits, Facts, Identifiers, decode, facts_of, identifiers_of
+from cxr_ray.decode import Facts, Identifiers
 from cxr_ray.errors import InputError
+from cxr_ray.pipeline.decoding.child_process import ProcessLimits
+from cxr_ray.pipeline.decoding.decoded import Decoded, Recipe, decode_content
+from cxr_ray.pipeline.decoding.isolated import isolated_decoder
 from cxr_ray.pipeline.plan import PlannedImage
 from cxr_ray.pipeline.privacy import Privacy
-from cxr_ray.preprocess import preprocess
 from cxr_ray.shards import QUARANTINED, READY, table_of
 
 #: Called as ``report(stage, images)`` now and then; a no-op by default.
@@ -34,7 +36,12 @@ def no_report(stage: str, images: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class InputSettings:
-    """What a worker needs to read and decode; sent to workers, never recorded."""
+    """What a worker needs to read and decode; sent to workers, never recorded.
+
+    Attributes:
+        process_limits: decode in a process of its own, within these. None decodes in this process, without
+            limits: the same rows, but a file that crashes its decoder crashes the caller.
+    """
 
     archive_url: str | None = None
     archive_options: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -42,6 +49,7 @@ class InputSettings:
     max_bytes: int = 512 * 2**20
     max_pixels: int = 150_000_000
     privacy: Privacy = field(default_factory=Privacy)
+    process_limits: ProcessLimits | None = None
 
 
 def decode_unit(
@@ -74,20 +82,28 @@ def decode_rows(images: Sequence[PlannedImage], settings: InputSettings) -> Iter
 def decode_row(image: PlannedImage, content: bytes | InputError, settings: InputSettings) -> dict[str, Any]:
     """Row of one image. Any ``InputError`` becomes a quarantined row with the facts known by then."""
     row = _planned_columns(image, settings.privacy)
-    try:
-        if isinstance(content, InputError):
-            raise content
+    if isinstance(content, InputError):
+        decoded = Decoded(error=content)
+    else:
         row["content_sha256"] = hashlib.sha256(content).hexdigest()
-        limits = DecodeLimits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
-        radiograph = decode(content, policy=settings.decode_policy, limits=limits)
-        _add_facts(row, image, radiograph.facts, radiograph.identifiers, settings.privacy)
-        row["flags"] = sorted(set(radiograph.flags))
-        row["pixels"] = preprocess(radiograph.pixels).tobytes()
+        decoded = _decoded(image, content, settings)
+    _add_facts(row, image, decoded.facts, decoded.identifiers, settings.privacy)
+    row["flags"] = sorted(set(decoded.flags))
+    row["pixels"] = decoded.pixels
+    if decoded.error is None:
         row["status"] = READY
-    except InputError as error:
-        _add_facts(row, image, facts_of(error), identifiers_of(error), settings.privacy)
-        row.update(status=QUARANTINED, reason=error.code, detail=str(error), pixels=None)
+    else:
+        row.update(status=QUARANTINED, reason=decoded.error.code, detail=str(decoded.error))
     return row
+
+
+def _decoded(image: PlannedImage, content: bytes, settings: InputSettings) -> Decoded:
+    recipe = Recipe(
+        policy=settings.decode_policy, max_bytes=settings.max_bytes, max_pixels=settings.max_pixels
+    )
+    if settings.process_limits is None:
+        return decode_content(content, recipe)
+    return isolated_decoder(settings.process_limits).decode(image.image_id, content, recipe)
 
 
 def _planned_columns(image: PlannedImage, privacy: Privacy) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from cxr_ray.decode import DECODE_POLICIES, DECODE_VERSION
 from cxr_ray.errors import UsageError
 from cxr_ray.pipeline.binding import check_binding
 from cxr_ray.pipeline.decode_unit import InputSettings
+from cxr_ray.pipeline.decoding.child_process import ProcessLimits
 from cxr_ray.pipeline.identity import Identity, check_identity, read_identity
 from cxr_ray.pipeline.options import JobOptions
 from cxr_ray.pipeline.plan import open_plan
@@ -108,6 +109,7 @@ def open_job(options: JobOptions, kind: str) -> Job:
             max_bytes=options.max_bytes,
             max_pixels=options.max_pixels,
             privacy=privacy,
+            process_limits=ProcessLimits.of(options.decode_seconds, options.decode_memory),
         ),
         say=_say,
     )

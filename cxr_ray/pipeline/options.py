@@ -79,6 +79,10 @@ class JobOptions:
     """Encoded bytes of one image beyond which it is quarantined as ``oversized``."""
     max_pixels: int = 150_000_000
     """Pixels of one image beyond which it is quarantined as ``oversized``."""
+    decode_seconds: float = 60.0
+    """Processor seconds of decoding one image beyond which it is quarantined as ``time_limit``."""
+    decode_memory: int = 4 * 2**30
+    """Bytes of memory of one decode process beyond which its image is quarantined as ``memory_limit``."""
     fencing: str = "create_only"
     """``create_only``, or ``single_writer`` for stores without a create-only write."""
     max_quarantined: float = 1.0
@@ -145,6 +149,8 @@ def job_options(config: DictConfig, schema: type[JobOptions]) -> Any:
         if not str(getattr(options, name)).strip():
             raise UsageError(f"{name} is empty; give {name}=URL")
     _in_range("unit_size", options.unit_size, 1, 1000)
+    _in_range("decode_seconds", options.decode_seconds, 0.1, 86_400)
+    _in_range("decode_memory", options.decode_memory, 2**28, 2**60)
     _in_range("max_quarantined", options.max_quarantined, 0, 1)
     _in_range("progress_seconds", options.progress_seconds, 0.1, 3600)
     _in_range("no_progress_seconds", options.no_progress_seconds, 10, 10**6)
