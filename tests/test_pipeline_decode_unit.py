@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from decode_samples import dicom_bytes, dicom_object
 from end_to_end.commands import write_films
 
 from cxr_ray.archives.inputs import image_id_of
@@ -14,6 +16,7 @@ from cxr_ray.archives.listing import list_archive
 from cxr_ray.archives.storage import open_storage
 from cxr_ray.phantoms import write_sample_archive
 from cxr_ray.pipeline.decode_unit import InputSettings, decode_unit
+from cxr_ray.pipeline.decoding.child_process import ProcessLimits
 from cxr_ray.pipeline.plan import PlannedImage
 from cxr_ray.pipeline.privacy import Privacy
 
@@ -98,3 +101,15 @@ def test_limits_are_quarantine_codes(tmp_path: Path) -> None:
     write_films(tmp_path, 1)
     assert rows(tmp_path, max_pixels=1000)["film-000.png"]["reason"] == "oversized"
     assert rows(tmp_path, max_bytes=1000)["film-000.png"]["reason"] == "oversized"
+
+
+def test_rows_are_the_same_from_a_process_of_its_own(sample: Path) -> None:
+    """Also for a constant frame, whose header was read before its pixels were refused."""
+    constant = dicom_object(np.full((60, 48), 7, np.uint16), PatientID="SYNTHETIC-7", Modality="DX")
+    (sample / "constant.dcm").write_bytes(dicom_bytes(constant))
+    here = rows(sample, privacy=Privacy(key=KEY))
+    there = rows(sample, privacy=Privacy(key=KEY), process_limits=ProcessLimits())
+    assert there == here
+    refused = here["constant.dcm"]
+    assert (refused["reason"], refused["modality"]) == ("constant_pixels", "DX")
+    assert refused["patient_key"]

@@ -149,7 +149,7 @@ def job_options(config: DictConfig, schema: type[JobOptions]) -> Any:
         if not str(getattr(options, name)).strip():
             raise UsageError(f"{name} is empty; give {name}=URL")
     _in_range("unit_size", options.unit_size, 1, 1000)
-    _in_range("decode_seconds", options.decode_seconds, 0.1, 86_400)
+    _in_range("decode_seconds", options.decode_seconds, 1, 86_400)
     _in_range("decode_memory", options.decode_memory, 2**28, 2**60)
     _in_range("max_quarantined", options.max_quarantined, 0, 1)
     _in_range("progress_seconds", options.progress_seconds, 0.1, 3600)

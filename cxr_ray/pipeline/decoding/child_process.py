@@ -191,5 +191,5 @@ class ChildProcess:
         self.close()
         if code >= 0:
             return Death(Ending.CRASHED, f"exit code {code}")
-        name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
+        name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
         return Death(Ending.CRASHED if -code in OWN_SIGNALS else Ending.KILLED, name)

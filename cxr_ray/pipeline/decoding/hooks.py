@@ -47,10 +47,12 @@ def _act(verb: str, number: float | None) -> None:
     elif verb in _SIGNALS:
         os.kill(os.getpid(), _SIGNALS[verb])
         time.sleep(1)  # until the signal is there
-    elif verb == "spin":  # seconds of CPU, holding the interpreter's lock for about a second at a time
+    elif verb == "spin":  # seconds of CPU
         end = time.process_time() + (60 if number is None else number)
         while time.process_time() < end:
-            sum(range(50_000_000))
+            sum(range(2_000_000))
+    elif verb == "hold":  # burns CPU and never lets go of the interpreter's lock, as a decoder in C may
+        sum(range(10**12))
     elif verb == "sleep":
         time.sleep(3600 if number is None else number)
     elif verb == "hog":  # MiB a second in small pieces, touched
