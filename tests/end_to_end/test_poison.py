@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from poison import CODES, DECODE_MEMORY, write_archive
+from poisoned_archive import CODES, DECODE_MEMORY, write_archive
 
 from end_to_end.commands import job_environment, read_table, score_cheaply
 
