@@ -26,8 +26,8 @@ CODES = {
     "nan_pixels": "nonfinite_pixels",
 }
 
-#: The bomb inflates 420 kB to 432 MB of RGB, within ``max_pixels``. Decoding it takes 330 MB, so it is a bomb under
-#: this limit, the smallest; under the default limit it is decoded in 1.3 CPU seconds and is one grey level.
+#: The bomb inflates 280 kB to 288 MB of 16-bit grey, within ``max_pixels``: too much under this limit, the smallest.
+#: Under the default limit it is decoded in about a CPU second, and refused for being of one grey level.
 BOMB_SIDE = 12_000
 DECODE_MEMORY = 2**28
 
@@ -66,9 +66,9 @@ def _png(pixels: np.ndarray) -> bytes:
     return data.tobytes()
 
 
-def _png_of(rows: int, columns: int, colour: int, pixel_data: bytes) -> bytes:
+def _png_of(rows: int, columns: int, bits: int, pixel_data: bytes) -> bytes:
     chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", columns, rows, 8, colour, 0, 0, 0)),
+        (b"IHDR", struct.pack(">IIBBBBB", columns, rows, bits, 0, 0, 0, 0)),
         (b"IDAT", pixel_data),
         (b"IEND", b""),
     ]
@@ -82,9 +82,9 @@ def _png_of(rows: int, columns: int, colour: int, pixel_data: bytes) -> bytes:
 def _bomb(film: bytes) -> bytes:
     """A few hundred kilobytes that inflate a thousandfold, within ``max_pixels``."""
     packer = zlib.compressobj(9)
-    line = b"\0" + bytes(3 * BOMB_SIDE)
+    line = b"\0" + bytes(2 * BOMB_SIDE)
     data = b"".join(packer.compress(line) for _ in range(BOMB_SIDE)) + packer.flush()
-    return _png_of(BOMB_SIDE, BOMB_SIDE, 2, data)
+    return _png_of(BOMB_SIDE, BOMB_SIDE, 16, data)
 
 
 def _nan_pixels(film: bytes) -> bytes:
@@ -98,7 +98,7 @@ def _nan_pixels(film: bytes) -> bytes:
 _POISON: dict[str, Callable[[bytes], bytes]] = {
     "truncated": lambda film: film[: len(film) // 2],
     "zero_bytes": lambda film: b"",
-    "huge_header": lambda film: _png_of(30_000, 30_000, 0, zlib.compress(bytes(30_001))),
+    "huge_header": lambda film: _png_of(30_000, 30_000, 8, zlib.compress(bytes(30_001))),
     "bomb": _bomb,
     "hook_exit": lambda film: b"CXRRAY-TEST-HOOK exit 1\n" + film,
     "hook_spin": lambda film: b"CXRRAY-TEST-HOOK spin 60\n" + film,

@@ -244,6 +244,18 @@ def test_a_start_imports_little() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_machine_without_a_process_to_spare(
+    decoder: IsolatedDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(ROOT / "no-such-interpreter"))
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(WorkerKilled, match="No such file"):
+        decoder.decode("id", FILM, RECIPE)
+    assert len(os.listdir("/proc/self/fd")) == before
+    monkeypatch.undo()
+    assert code_of(decoder.decode("id", FILM, RECIPE)) is None
+
+
 # -- the process -----------------------------------------------------------------------------------------
 
 

@@ -49,6 +49,8 @@ def test_every_group_choice_is_valid(override: str) -> None:
     [
         ("limit=0", "limit"),
         ("unit_size=2000", "between 1 and 1000"),
+        ("decode_seconds=0", "between 1 and"),
+        ("decode_memory=1000000", "between 268435456 and"),
         ("max_quarantined=2", "between 0 and 1"),
     ],
 )

@@ -104,6 +104,7 @@ class ChildProcess:
     """
 
     def __init__(self, limits: ProcessLimits) -> None:
+        """Start it; raises OSError where the machine has no memory or no process left."""
         self.limits = limits
         self.fresh = True
         self._cpu_seconds = 0.0
@@ -114,7 +115,7 @@ class ChildProcess:
         numbers = (*shared, os.getpid(), limits.memory_bytes, int(of_main_thread))
         # Ray puts the job's code on the path of its workers' interpreters, not into the environment.
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        with theirs:
+        try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", MODULE, *map(str, numbers)],
                 pass_fds=shared,
@@ -122,6 +123,12 @@ class ChildProcess:
                 stdout=subprocess.DEVNULL,  # codecs print; our standard output is the job's
                 env=os.environ | _ENVIRONMENT | {"PYTHONPATH": path},
             )
+        except OSError:
+            self._connection.close()
+            self._area.close()
+            raise
+        finally:
+            theirs.close()
         self._poller = select.poll()
         self._poller.register(self._connection, select.POLLIN)
 
@@ -161,7 +168,11 @@ class ChildProcess:
             if death is not None:
                 self.close()
                 return death
-        answer = receive(self._connection)
+        try:
+            answer = receive(self._connection)
+        except ValueError:  # a decoder wrote to descriptors that are not its own
+            self.close()
+            return Death(Ending.CRASHED, "garbled answer")
         if answer is None:
             return self._ended()
         self._cpu_seconds = answer["cpu_seconds"]

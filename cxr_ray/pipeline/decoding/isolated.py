@@ -57,10 +57,8 @@ class IsolatedDecoder:
             self.suspect = image_id
             try:
                 return self._until_verdict(content, recipe)
-            except (
-                BaseException
-            ):  # interrupted in the middle: the answer that is still to come is not the next image's
-                self.close()
+            except BaseException:
+                self.close()  # interrupted in the middle: the answer still to come is not the next image's
                 raise
             finally:
                 self.suspect = None
@@ -75,7 +73,7 @@ class IsolatedDecoder:
         deaths: Counter[Ending] = Counter()
         kills = 0
         while True:
-            child = self._child = self._child or self._started()
+            child = self._child or self._started()
             solo = child.fresh
             answer = child.decode(content, recipe)
             if isinstance(answer, Decoded):
@@ -99,12 +97,17 @@ class IsolatedDecoder:
         """A process that has said that it is ready. Before that it had no image to blame."""
         failures = kills = 0
         while True:
-            child = ChildProcess(self.limits)
             self.starts += 1
+            try:
+                child = self._child = ChildProcess(self.limits)
+            except OSError as error:  # no memory or no process left for it; both come back
+                self._pause(kills, Death(Ending.KILLED, error.strerror or "no process"))
+                kills += 1
+                continue
             death = child.wait_until_ready()
             if death is None:
                 return child
-            child.close()
+            self.close()
             if death.ending is Ending.CRASHED:
                 failures += 1
                 if failures == SOLO_DEATHS:
