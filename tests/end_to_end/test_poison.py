@@ -20,6 +20,7 @@ def test_poison_costs_its_own_rows_only(tmp_path: Path) -> None:
         tmp_path / "out",
         *("unit_size=50", "decode_seconds=2", f"decode_memory={DECODE_MEMORY}"),
         env=job_environment(CXR_RAY_TEST_HOOKS="1"),
+        timeout=500,
     )
     table = read_table(tmp_path / "out" / "scores")
     found = {Path(row["uri"]).name: row for row in table.to_pylist()}
