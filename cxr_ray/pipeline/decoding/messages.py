@@ -2,7 +2,7 @@
 
 The socket is of type SOCK_SEQPACKET, so a packet is one message, never half of one. A request carries the recipe and
 the size of the encoded image, an answer what became of it; image and frame lie in the ``ExchangeArea``. Handing over
-an image of 300 kB costs 0.04 ms this way, against 0.4 ms through the socket.
+an image of 300 kB and its frame costs 0.04 to 0.14 ms CPU this way, against 0.4 to 0.6 through the socket.
 """
 
 from __future__ import annotations
