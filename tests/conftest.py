@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from s3_server import S3Server, running_server
+from store_emulators import azure_options, gcs_options
 
 from training.memory import keep_freed_memory
 
@@ -31,6 +33,20 @@ def shared_dir() -> Path:
 def s3_server() -> Iterator[S3Server]:
     """A real local S3 server in a process of its own; make a fresh bucket in each test."""
     yield from running_server()
+
+
+@pytest.fixture(scope="session")
+def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """fsspec options of a local Azurite; the test is skipped where it is not installed."""
+    with azure_options(tmp_path_factory.mktemp("azure")) as options:
+        yield options
+
+
+@pytest.fixture(scope="session")
+def gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """fsspec options of a local fake-gcs-server; the test is skipped where it is not installed."""
+    with gcs_options(tmp_path_factory.mktemp("gcs")) as options:
+        yield options
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,7 @@ class S3Server:
         # The command line AWS variables of a developer must not reach the server.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         environment.update(AWS_ACCESS_KEY_ID=ACCESS_KEY, AWS_SECRET_ACCESS_KEY=SECRET_KEY)
+        environment.update(S3_UPLOAD_PART_MIN_SIZE="1000")  # multipart uploads of small objects
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
@@ -145,6 +146,10 @@ class S3Server:
         """
         self._control("_faults", p=str(probability), kinds=",".join(kinds), match=match, seed=str(seed))
 
+    def ignore_preconditions(self, ignore: bool = True) -> None:
+        """From now on accept every write, as a store does that knows no ``If-None-Match``."""
+        self._control("_preconditions", ignore="1" if ignore else "")
+
     def clear_faults(self) -> int:
         """Stop failing; returns how many requests were failed since ``set_faults``."""
         return int(self._control("_faults", p="0"))
@@ -174,13 +179,17 @@ class _LogAndFaults:
         self.log: list[dict[str, Any]] = []
         self.probability, self.kinds, self.match = 0.0, ["503"], ""
         self.random, self.injected = random.Random(0), 0
+        self.ignore_preconditions = False
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         query = {k: v[0] for k, v in urllib.parse.parse_qs(environ["QUERY_STRING"]).items()}
-        if environ["PATH_INFO"] in ("/_log", "/_faults"):
-            text = self._log(query) if environ["PATH_INFO"] == "/_log" else self._faults(query)
+        controls = {"/_log": self._log, "/_faults": self._faults, "/_preconditions": self._preconditions}
+        if environ["PATH_INFO"] in controls:
+            text = controls[environ["PATH_INFO"]](query)
             start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(text)))])
             return [text.encode()]
+        if self.ignore_preconditions:
+            environ.pop("HTTP_IF_NONE_MATCH", None)
         entry = {
             "method": environ["REQUEST_METHOD"],
             "path": environ["PATH_INFO"],
@@ -224,6 +233,10 @@ class _LogAndFaults:
             if query.get("clear"):
                 self.log.clear()
             return json.dumps(self.log)
+
+    def _preconditions(self, query: dict[str, str]) -> str:
+        self.ignore_preconditions = bool(query.get("ignore"))
+        return ""
 
     def _faults(self, query: dict[str, str]) -> str:
         with self.lock:

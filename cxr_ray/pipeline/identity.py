@@ -61,6 +61,8 @@ def read_identity(publisher: Publisher) -> Identity | None:
     if raw is None:
         if publisher.is_empty():
             return None
+        raw = publisher.read(IDENTITY_FILE)  # another driver may have begun OUTPUT between the two looks
+    if raw is None:
         raise OutputError(
             f"OUTPUT {url} holds files that are not of a cxr_ray run (no {IDENTITY_FILE}); "
             "give the OUTPUT of a job, or an empty or new place for a new one"

@@ -28,7 +28,8 @@ from cxr_ray.pipeline.options import JobOptions
 from cxr_ray.pipeline.parts import PartFooter, published_units
 from cxr_ray.pipeline.plan import Plan, Unit, open_plan
 from cxr_ray.pipeline.planner import Listing, PlannedSource, commit_generation, select_new, spool_listing
-from cxr_ray.pipeline.publish import Publisher
+from cxr_ray.pipeline.publish import SINGLE_WRITER, Publisher
+from cxr_ray.pipeline.publishing.lease import WriterLease, stop_this_driver
 from cxr_ray.pipeline.resources import Resources
 from cxr_ray.pipeline.shard_source import list_shards
 from cxr_ray.pipeline.summary import Counts
@@ -97,6 +98,9 @@ class Screening:
             RunFailed: units remained unpublished.
         """
         with contextlib.ExitStack() as stack:
+            if self.options.fencing == SINGLE_WRITER:
+                lease = WriterLease(self.output, self.attempt, lost=stop_this_driver, say=self.say)
+                stack.enter_context(lease)
             plan = open_plan(self.plan_store)
             if self._open_units(plan):
                 self._make_ready(stack)
@@ -181,9 +185,9 @@ class Screening:
         self._checked = True
 
         with self._timed("start"):
-            self.output.probe()
+            self.output.probe(sweep=True)
             if self.plan_store.storage.url != self.output.storage.url:
-                self.plan_store.probe()
+                self.plan_store.probe(sweep=True)
             if not self.ray_ready:
                 local_cpus = self.work.resources.local_cpus
                 stack.enter_context(cluster.ray_session(self.options.ray_address, local_cpus))
@@ -348,7 +352,7 @@ class Screening:
             "generations": len(plan.generations),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
         }
-        self.output.probe()
+        self.output.probe(sweep=True)
         summary.write_attempt(self.output, self.attempt, record | self._provenance())
         summary.write_run(self.output, record)
         return counts
