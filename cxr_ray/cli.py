@@ -92,6 +92,15 @@ def build_parser() -> argparse.ArgumentParser:
     _storage_options(verify, "archive")
     _plan_options(verify)
 
+    compact = _command(
+        commands, "compact", _compact, "write OUTPUT/light: the table without pictures, for quick queries"
+    )
+    compact.add_argument("output", metavar="OUTPUT", help="output of jobs/score.py: folder or URL")
+    compact.add_argument(
+        "--rows-per-file", type=int, metavar="N", help="fewest rows of one file (default 1,000,000)"
+    )
+    _storage_options(compact, "output")
+
     weights = commands.add_parser("weights", help="weights bundles")
     actions = weights.add_subparsers(title="commands", metavar="COMMAND", required=True)
     bring = _command(actions, "import", _import_weights, "turn the published CXR-Net files into a bundle")
@@ -220,6 +229,23 @@ def _verify(options: argparse.Namespace) -> int:
     )
     print(json.dumps(proof_json(found)) if options.json else "\n".join(proof_lines(found)))
     return DONE if found.complete else INCOMPLETE
+
+
+def _compact(options: argparse.Namespace) -> int:
+    from cxr_ray.results.compact import ROWS_PER_FILE, compact_output
+
+    made = compact_output(
+        options.output,
+        rows_per_file=ROWS_PER_FILE if options.rows_per_file is None else options.rows_per_file,
+        storage_options=parse_options(options.output_option),
+    )
+    marker = made.marker
+    generations = ", ".join(str(number) for number in marker.generations)
+    print(
+        f"{made.folder}: {marker.rows:,} rows of {marker.parts:,} parts (generations {generations}) in "
+        f"{len(marker.files)} files, {made.bytes / 1e6:,.1f} MB; queries without pictures read them from now on"
+    )
+    return DONE
 
 
 def _import_weights(options: argparse.Namespace) -> int:

@@ -64,6 +64,7 @@ def test_the_command_line_is_frozen() -> None:
             "OUTPUT",
             "SQL",
         ],
+        "compact": ["--output-option", "--rows-per-file", "OUTPUT"],
         "render": [
             "--archive-option",
             "--no-image",

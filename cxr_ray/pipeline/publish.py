@@ -19,7 +19,13 @@ from typing import Any
 
 from cxr_ray.archives.storage import Storage, explain
 from cxr_ray.errors import OutputError
-from cxr_ray.pipeline.publishing.local import NO_LINKS, create_by_link, create_by_rename, replace_file
+from cxr_ray.pipeline.publishing.local import (
+    NO_LINKS,
+    copy_file,
+    create_by_link,
+    create_by_rename,
+    replace_file,
+)
 from cxr_ray.pipeline.publishing.object_store import CONDITIONAL, create_object
 from cxr_ray.pipeline.publishing.sweep import sweep_staging
 
@@ -116,6 +122,13 @@ class Publisher:
             replace_file(self._staging, Path(self.path(name)), data)
         else:
             self.storage.fs.pipe_file(self.path(name), data)
+
+    def upload(self, name: str, file: Path) -> None:
+        """Copy a local file to ``name``, a derived file under a name that nobody else writes; it appears whole."""
+        if self.is_local:
+            copy_file(self._staging, Path(self.path(name)), file)
+        else:
+            self.storage.fs.put_file(str(file), self.path(name))
 
     # -- the probe ----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import Any
 
 _PUBLIC = {
     "HeatMaps": "cxr_ray.results.heat_maps",
+    "compact_output": "cxr_ray.results.compact",
     "decode_heat_map": "cxr_ray.results.heat_maps",
     "decode_lung_mask": "cxr_ray.results.heat_maps",
     "open_scores": "cxr_ray.results.table",
@@ -21,6 +22,7 @@ _PUBLIC = {
 
 __all__ = [
     "HeatMaps",
+    "compact_output",
     "decode_heat_map",
     "decode_lung_mask",
     "open_scores",

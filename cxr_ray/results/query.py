@@ -8,7 +8,9 @@ rows whose content could not be read are all kept).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -17,9 +19,11 @@ from cxr_ray.archives.storage import Storage
 from cxr_ray.calibration import Readout
 from cxr_ray.errors import MissingExtra, OutputError, UsageError
 from cxr_ray.pipeline.identity import Identity
+from cxr_ray.pipeline.score_table import SCORE_SCHEMA
+from cxr_ray.results.light import PICTURES, current_files
 from cxr_ray.results.recalibrate import CalibrationSource, choose_readout
 from cxr_ray.results.recomputed import replacement_sql
-from cxr_ray.results.table import is_local, open_output, open_parts, score_parts
+from cxr_ray.results.table import is_local, open_light, open_output, open_parts, score_parts
 
 VIEWS = """
 CREATE TEMP VIEW duplicates AS SELECT * FROM scores WHERE content_sha256 IN
@@ -29,6 +33,7 @@ CREATE TEMP VIEW scores_unique AS SELECT * FROM scores WHERE content_sha256 IS N
 """
 
 _FETCH = 1000
+_DESCRIBES = re.compile(r"\s*(describe|desc|show|summarize)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -69,35 +74,92 @@ def run_query(
         calibration=calibration,
         calibration_options=calibration_options,
     )
-    return execute(connect(storage, identity, readout), sql)
+    return ask(storage, identity, sql, readout=readout)
 
 
-def connect(storage: Storage, identity: Identity, readout: Readout | None = None) -> Any:
-    """An in-memory DuckDB connection with ``scores``, ``duplicates`` and ``scores_unique``.
+def ask(
+    storage: Storage,
+    identity: Identity,
+    sql: str,
+    parameters: Sequence[Any] = (),
+    *,
+    readout: Readout | None = None,
+) -> QueryResult:
+    """Run ``sql`` over the light copy of the table where it is current and holds all that is asked for, else the parts.
+
+    Raises: as ``run_query``.
+    """
+    parts = score_parts(storage, identity)
+    light = current_files(storage, parts)
+    if light is not None and _without_pictures(sql, parameters, readout):
+        # Whatever is wrong with the copy (damaged, or just replaced by another), the parts are the truth; and an
+        # error of the statement is the same over them.
+        with suppress(UsageError, OutputError):
+            return execute(connect(storage, light, readout, light=True), sql, parameters)
+    return execute(connect(storage, parts, readout), sql, parameters)
+
+
+def connect(
+    storage: Storage, files: list[str], readout: Readout | None = None, *, light: bool = False
+) -> Any:
+    """An in-memory DuckDB connection with ``scores``, ``duplicates`` and ``scores_unique`` over part files.
 
     With a ``readout``, ``scores`` computes the calibrated columns by it (``stored_scores`` is the table as written).
+    With ``light``, the files are those of the light copy, and a query that evaluates a picture fails.
 
-    Local parts are read by DuckDB itself; all others through a pyarrow Dataset over the same fsspec
+    Local files are read by DuckDB itself; all others through a pyarrow Dataset over the same fsspec
     filesystem that wrote them, so that every storage and credential that works for a job works here.
     """
     duckdb = import_duckdb()
-    parts = score_parts(storage, identity)
     connection = duckdb.connect(":memory:")
-    table = "scores" if readout is None else "stored_scores"
     try:
         if is_local(storage):
-            connection.read_parquet(parts).create_view(table)
+            connection.read_parquet(files).create_view("files")
         else:
-            connection.register(table, open_parts(storage, parts))
-        if readout is not None:
-            columns = replacement_sql(readout)
-            connection.execute(f"CREATE TEMP VIEW scores AS SELECT * REPLACE ({columns}) FROM stored_scores")
-        connection.execute(VIEWS)
+            connection.register("files", (open_light if light else open_parts)(storage, files))
+        if light:
+            pictures = ", ".join(
+                f"CAST(error('the light copy has no {name}') AS BLOB) AS {name}" for name in PICTURES
+            )
+            connection.execute(f"CREATE TEMP VIEW stored_scores AS SELECT *, {pictures} FROM files")
+        else:
+            connection.execute("CREATE TEMP VIEW stored_scores AS SELECT * FROM files")
+        _create_views(connection, readout)
     except duckdb.Error as error:
         raise OutputError(
             f"the table cannot be read ({_short(error)}); `cxr-ray verify` says which part is damaged"
         ) from error
     return connection
+
+
+def _create_views(connection: Any, readout: Readout | None) -> None:
+    columns = "*" if readout is None else f"* REPLACE ({replacement_sql(readout)})"
+    connection.execute(f"CREATE TEMP VIEW scores AS SELECT {columns} FROM stored_scores")
+    connection.execute(VIEWS)
+
+
+def _without_pictures(sql: str, parameters: Sequence[Any], readout: Readout | None) -> bool:
+    """Whether a statement is a single SELECT that reads no picture.
+
+    DuckDB itself is asked: its plan names the columns that are read, whatever the statement looks like. The table
+    planned for is an empty Arrow one, of which it knows no statistics that could simplify the plan. Anything unclear
+    is a no.
+    """
+    duckdb = import_duckdb()
+    with duckdb.connect(":memory:") as connection:
+        connection.register("stored_scores", SCORE_SCHEMA.empty_table())
+        _create_views(connection, readout)
+        try:
+            statements = connection.extract_statements(sql)
+            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+                return False
+            if _DESCRIBES.match(statements[0].query):  # counts as SELECT, and plans nothing
+                return False
+            explained = connection.execute(f"EXPLAIN (FORMAT json) {statements[0].query}", list(parameters))
+            plan = str(explained.fetchall())
+            return not any(name in plan for name in PICTURES)
+        except duckdb.Error:
+            return False
 
 
 def execute(connection: Any, sql: str, parameters: Sequence[Any] = ()) -> QueryResult:

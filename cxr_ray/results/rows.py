@@ -14,7 +14,7 @@ from cxr_ray.archives.storage import Storage
 from cxr_ray.errors import UsageError
 from cxr_ray.pipeline.identity import Identity
 from cxr_ray.pipeline.parts import part_name
-from cxr_ray.results.query import connect, execute
+from cxr_ray.results.query import ask
 from cxr_ray.results.table import footer_record
 
 
@@ -45,7 +45,7 @@ def fetch_rows(storage: Storage, identity: Identity, image_ids: Sequence[str]) -
     # Any spelling of the id that a person may paste: upper case, or with dashes as a UUID.
     wanted = [image_id.strip().lower().replace("-", "") for image_id in image_ids]
     sql = "SELECT image_id, unit_id FROM scores WHERE image_id IN (SELECT unnest(?))"
-    units = {str(row[0]): str(row[1]) for row in execute(connect(storage, identity), sql, [wanted]).rows}
+    units = {str(row[0]): str(row[1]) for row in ask(storage, identity, sql, [wanted]).rows}
     unknown = [image_id for image_id in wanted if image_id not in units]
     if unknown:
         raise UsageError(
@@ -74,7 +74,7 @@ def top_ids(storage: Storage, identity: Identity, count: int) -> list[str]:
     if count < 1:
         raise UsageError(f"--top takes a number of at least 1, got {count}")
     sql = "SELECT image_id FROM scores WHERE p_covid IS NOT NULL ORDER BY p_covid DESC, image_id LIMIT ?"
-    ids = [str(row[0]) for row in execute(connect(storage, identity), sql, [count]).rows]
+    ids = [str(row[0]) for row in ask(storage, identity, sql, [count]).rows]
     if not ids:
         raise UsageError(
             "no image was scored, so there is nothing to draw; see why with: "

@@ -16,6 +16,7 @@ from cxr_ray.errors import CxrRayError, OutputError
 from cxr_ray.pipeline.identity import KIND_SHARDS, Identity, read_identity
 from cxr_ray.pipeline.publish import Publisher
 from cxr_ray.pipeline.score_table import SCORE_FOLDER, SCORE_SCHEMA
+from cxr_ray.results.light import LIGHT_SCHEMA, ScoreDataset, current_files
 from cxr_ray.results.recalibrate import CalibrationSource, choose_readout
 from cxr_ray.results.recomputed import RecomputedScores
 
@@ -29,6 +30,9 @@ def open_scores(
     **storage_options: Any,
 ) -> ds.Dataset | RecomputedScores:
     """The score table as a pyarrow Dataset over the part files published so far.
+
+    Where ``cxr-ray compact`` has made a light copy of just these parts, scans that need neither picture read that.
+    The order of rows is not promised.
 
     Safe while a run is going on: a part appears whole or not at all, and the Dataset keeps the parts that it
     found when it was opened. Filters and column choices are pushed down (``dataset.to_table(columns=...,
@@ -54,7 +58,7 @@ def open_scores(
         BundleError: ``calibration`` is no bundle.
     """
     storage, identity = open_output(output, storage_options)
-    stored = open_parts(storage, score_parts(storage, identity))
+    stored = open_table(storage, score_parts(storage, identity))
     readout = choose_readout(
         storage, identity, prevalence=prevalence, threshold=threshold, calibration=calibration
     )
@@ -81,6 +85,18 @@ def open_output(
     if identity is None:
         raise OutputError(f"{storage.url} holds no table; give the output folder of a job")
     return storage, identity
+
+
+def open_table(storage: Storage, parts: list[str]) -> ds.Dataset:
+    """A Dataset over the parts; where a light copy stands for them, scans without pictures read that one."""
+    light = current_files(storage, parts)
+    dataset = open_parts(storage, parts)
+    return dataset if light is None else ScoreDataset.over(dataset, open_light(storage, light))
+
+
+def open_light(storage: Storage, files: list[str]) -> ds.Dataset:
+    """A Dataset over files of the light copy."""
+    return ds.dataset(files, schema=LIGHT_SCHEMA, format="parquet", filesystem=arrow_filesystem(storage))
 
 
 def open_parts(storage: Storage, parts: list[str]) -> ds.Dataset:

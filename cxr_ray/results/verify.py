@@ -23,10 +23,11 @@ from cxr_ray.pipeline.identity import KIND_SCORES, KIND_SHARDS, Identity
 from cxr_ray.pipeline.parts import folder_of, part_name
 from cxr_ray.pipeline.plan import Plan, Unit, open_plan
 from cxr_ray.pipeline.publish import Publisher
+from cxr_ray.results.light import light_state
 from cxr_ray.results.part_check import PartReport, check_part
 from cxr_ray.results.query import import_duckdb
 from cxr_ray.results.source_check import SourceReport, check_sources
-from cxr_ray.results.table import folder_files, open_output
+from cxr_ray.results.table import folder_files, is_part, open_output
 
 READERS: Final = {KIND_SCORES: 8, KIND_SHARDS: 2}
 """Parts read at a time. Reading a store waits for the network; a shard takes 100 MB while it is read."""
@@ -51,6 +52,10 @@ class Verification:
     reasons: dict[str, int] = field(default_factory=dict)
     """Quarantine reasons and how often each occurs."""
     missing_units: int = 0
+    light: str = ""
+    """``current``, ``stale``, ``damaged`` or ``absent``: whether queries can use the light copy. Not a fault."""
+    light_line: str = ""
+    """The same with its figures, for people."""
     source: SourceReport | None = None
     """Originals that changed or went since planning; None unless asked for. Not a fault of the table."""
     problems: list[str] = field(default_factory=list)
@@ -97,6 +102,10 @@ def verify_output(
         _load_parts(connection, storage, units, identity, found)
         _compare(connection, found)
         connection.close()
+    if identity.kind == KIND_SCORES:
+        parts = [path for path in folder_files(storage, folder_of(identity.kind)) if is_part(path)]
+        state = light_state(storage, parts)
+        found.light, found.light_line = state.verdict, state.line(len(parts))
     if source:
         found.source = check_sources(chain, archive_options)
     return found
@@ -116,6 +125,8 @@ def proof_lines(found: Verification) -> list[str]:
     if found.complete:
         lines.append("every planned image_id is in exactly one row, every part was read whole")
     lines += [f"problem: {problem}" for problem in found.problems]
+    if found.light_line:
+        lines.append(found.light_line)
     if found.source is not None:
         changed, missing = found.source.changed, found.source.missing
         lines.append(f"source: {len(changed)} originals changed and {len(missing)} are gone since planning")
@@ -126,7 +137,9 @@ def proof_lines(found: Verification) -> list[str]:
 
 def proof_json(found: Verification) -> dict[str, Any]:
     """The same as one JSON-ready mapping."""
-    return {"complete": found.complete, **asdict(found)}
+    record = {"complete": found.complete, **asdict(found)}
+    del record["light_line"]
+    return record
 
 
 def _load_plan(connection: Any, chain: Plan, identity: Identity, found: Verification) -> list[Unit]:

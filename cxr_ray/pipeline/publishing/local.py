@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +18,7 @@ from typing import Final
 #: A swept file or an emptied folder; on NFS also a folder that was made anew under a handle still held.
 _TAKEN_AWAY: Final = {errno.ENOENT, errno.ESTALE}
 _TRIES: Final = 5
+_COPY_BYTES: Final = 4 * 2**20
 
 #: What a file system without hard links answers: EOPNOTSUPP, EPERM (FAT, some FUSE), ENOSYS.
 NO_LINKS: Final = {errno.EOPNOTSUPP, errno.EPERM, errno.ENOSYS}
@@ -37,7 +39,14 @@ def replace_file(staging: Path, target: Path, data: bytes) -> None:
     _staged(staging, target, data, _rename)
 
 
-def _staged(staging: Path, target: Path, data: bytes, finish: Callable[[Path, Path, int], bool]) -> bool:
+def copy_file(staging: Path, target: Path, source: Path) -> None:
+    """The same as ``replace_file`` with the content of a file, of any size."""
+    _staged(staging, target, source, _rename)
+
+
+def _staged(
+    staging: Path, target: Path, data: bytes | Path, finish: Callable[[Path, Path, int], bool]
+) -> bool:
     for tries_left in reversed(range(_TRIES)):
         try:
             return _once(staging, target, data, finish)
@@ -47,13 +56,17 @@ def _staged(staging: Path, target: Path, data: bytes, finish: Callable[[Path, Pa
     raise AssertionError("the last try returns or raises")
 
 
-def _once(staging: Path, target: Path, data: bytes, finish: Callable[[Path, Path, int], bool]) -> bool:
+def _once(staging: Path, target: Path, data: bytes | Path, finish: Callable[[Path, Path, int], bool]) -> bool:
     target.parent.mkdir(parents=True, exist_ok=True)
     staging.mkdir(parents=True, exist_ok=True)
     staged = staging / uuid.uuid4().hex
     try:
         with open(staged, "wb") as handle:
-            handle.write(data)
+            if isinstance(data, Path):
+                with open(data, "rb") as source:
+                    shutil.copyfileobj(source, handle, _COPY_BYTES)
+            else:
+                handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
             done = finish(staged, target, handle.fileno())
