@@ -6,6 +6,8 @@ results have real part files. Scores depend on the pixels only, and mean nothing
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +31,9 @@ from cxr_ray.pipeline.publish import Publisher
 from cxr_ray.pipeline.score_unit import score_unit
 from cxr_ray.pipeline.shard_source import list_shards, read_shard_unit, shards_identity
 
+#: A test that needs a run to last sets this in the job's environment.
+SECONDS_PER_IMAGE = float(os.environ.get("MADE_SCORER_SECONDS", "0"))
+
 IDENTITY = Identity(kind=KIND_SCORES, document={"tensors": "made", "decode_policy": "corrected"})
 
 
@@ -40,6 +45,7 @@ class MadeScorer:
     def score(self, pixels_BHW: np.ndarray) -> Any:
         """What ``Scorer.score`` returns, as far as the pipeline asks for it."""
         count = len(pixels_BHW)
+        time.sleep(count * SECONDS_PER_IMAGE)
         rows, columns = np.mgrid[:300, :340]
         lungs_HW = np.hypot((rows - 150) / 110, (np.abs(columns - 170) - 70) / 50) < 1
         small = [cv2.resize(frame, (85, 75), interpolation=cv2.INTER_AREA) for frame in pixels_BHW]

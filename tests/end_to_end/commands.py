@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,13 +98,22 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
     process.wait(timeout=30)
 
 
+def run_side_by_side(
+    *commands: list[str], timeout: float = 400, env: dict[str, str] | None = None
+) -> list[Finished]:
+    """Run several commands of the project at once; returns when all have ended."""
+    with ThreadPoolExecutor(len(commands)) as pool:
+        return list(pool.map(lambda command: run_command(*command, timeout=timeout, env=env), commands))
+
+
 @contextmanager
-def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """A command of the project while it runs; at the end of the block its whole tree is killed."""
+def started(command: list[str], **extra: str) -> Iterator[subprocess.Popen[str]]:
+    """A command of the project while it runs, with more environment variables; at the end of the block its whole
+    tree is killed."""
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
-        env=job_environment(),
+        env=job_environment(**extra),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         text=True,
