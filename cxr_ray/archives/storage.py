@@ -21,8 +21,8 @@ from cxr_ray.errors import ArchiveError, MissingExtra
 LOCAL = "file"
 _INSTALL = {
     "s3": 'pip install "cxr_ray[s3]"',
-    "gs": "pip install gcsfs",
-    "az": "pip install adlfs",
+    "gs": 'pip install "cxr_ray[gcs]"',
+    "az": 'pip install "cxr_ray[azure]"',
     "http": "pip install aiohttp",
 }
 _SAME_PROTOCOL = {"local": LOCAL, "s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "https": "http"}
@@ -203,7 +203,7 @@ def _restore_bytes(path: str) -> str:
 
 def is_storage_error(error: BaseException) -> bool:
     """Whether an exception comes from a file system or a storage client."""
-    clients = {"botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs"}
+    clients = {"botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "google", "requests", "adlfs", "azure"}
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in clients
 
 

@@ -32,6 +32,9 @@ from cxr_ray.results.table import folder_files, is_part, open_output
 READERS: Final = {KIND_SCORES: 8, KIND_SHARDS: 2}
 """Parts read at a time. Reading a store waits for the network; a shard takes 100 MB while it is read."""
 
+MEMORY_LIMIT: Final = "1GB"
+"""What DuckDB keeps in memory; tables and joins beyond it go to disk (TMPDIR)."""
+
 _EXAMPLES: Final = 5
 
 
@@ -97,7 +100,9 @@ def verify_output(
         )
         return found
     with tempfile.TemporaryDirectory(prefix="cxr-ray-verify-") as spill:
-        connection = import_duckdb().connect(":memory:", config={"temp_directory": spill})
+        connection = import_duckdb().connect(
+            ":memory:", config={"temp_directory": spill, "memory_limit": MEMORY_LIMIT}
+        )
         units = _load_plan(connection, chain, identity, found)
         _load_parts(connection, storage, units, identity, found)
         _compare(connection, found)
