@@ -9,6 +9,7 @@ folder holds one already. Everything else runs as a user would run it.
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
 import os
@@ -25,12 +26,13 @@ import pyarrow.parquet as pq
 
 from cxr_ray.archives.storage import open_storage
 from cxr_ray.pipeline.identity import KIND_SCORES, Identity, claim_identity
-from cxr_ray.pipeline.parts import PartFooter, encode_part, part_name
+from cxr_ray.pipeline.parts import FOOTER_KEY, encode_part, part_name
 from cxr_ray.pipeline.plan import PLAN_FOLDER, PLAN_SCHEMA, UNIT_INDEX_SCHEMA, marker_name
 from cxr_ray.pipeline.publish import Publisher
 from cxr_ray.pipeline.score_table import SCORE_SCHEMA, SCORED
 
 ROOT = Path(__file__).parents[1]
+IDENTITY = Identity(kind=KIND_SCORES, document={"tensors": "made", "decode_policy": "corrected"})
 UNITS_PER_FILE = 100
 GROUPED = "SELECT view, count(*), avg(p_covid) FROM scores GROUP BY ALL"
 ONE_ROW = "SELECT image_id, p_covid FROM scores WHERE image_id = '{}'"
@@ -48,8 +50,7 @@ COMMANDS = {
 def make(folder: Path, parts: int, rows: int) -> None:
     """Plan and parts of ``parts * rows`` made rows."""
     publisher = Publisher(open_storage(str(folder)))
-    identity = Identity(kind=KIND_SCORES, document={"tensors": "made", "decode_policy": "corrected"})
-    claim_identity(publisher, identity)
+    claim_identity(publisher, IDENTITY)
     rng = np.random.default_rng(0)
     index = []
     sink, writer, name = io.BytesIO(), None, ""
@@ -59,12 +60,10 @@ def make(folder: Path, parts: int, rows: int) -> None:
             name = f"{PLAN_FOLDER}/00000/made/inputs-{number // UNITS_PER_FILE:05d}.parquet"
             sink = io.BytesIO()
             writer = pq.ParquetWriter(sink, PLAN_SCHEMA, compression="zstd")
-        ids = np.sort(np.frombuffer(rng.bytes(16 * rows), "S16"))
-        binary = pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(16), rows, [None, pa.py_buffer(ids.tobytes())]
-        )
+        ids = np.sort(np.frombuffer(rng.bytes(16 * rows), "S16")).tobytes()
+        binary = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), rows, [None, pa.py_buffer(ids)])
         assert writer is not None
-        writer.write_table(planned(binary, unit_id, number), row_group_size=rows)
+        writer.write_table(planned(binary, unit_id), row_group_size=rows)
         index.append(
             {"unit_id": unit_id, "generation": 0, "images": rows, "file": name, "row_group": number % UNITS_PER_FILE,
              "uri": "file:///made", "kind": "file"}
@@ -74,42 +73,26 @@ def make(folder: Path, parts: int, rows: int) -> None:
             publisher.publish(name, sink.getvalue())
         path = folder / part_name(KIND_SCORES, unit_id)
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(encode_part(scored(binary, unit_id, identity, rng)))
+        path.write_bytes(encode_part(scored(ids, unit_id)))
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(index, schema=UNIT_INDEX_SCHEMA), sink)
     publisher.publish(f"{PLAN_FOLDER}/00000/made/units.parquet", sink.getvalue())
     marker = {"generation": 0, "attempt": "made", "directory": "made", "images": parts * rows, "units": parts,
-              "identity": identity.hash}  # fmt: skip
+              "identity": IDENTITY.hash}  # fmt: skip
     publisher.publish(marker_name(0), json.dumps(marker).encode())
 
 
-def planned(ids: pa.Array, unit_id: str, number: int) -> pa.Table:
-    """Plan rows of one unit."""
-    rows = len(ids)
-    values = {
-        "image_id": ids,
-        "unit_id": pa.array([unit_id] * rows),
-        "uri": pa.array([f"file:///made/{number}/film-{row}.png" for row in range(rows)]),
-        "container": pa.array([f"file:///made/{number}/film-{row}.png" for row in range(rows)]),
-        "kind": pa.array(["file"] * rows),
-        "ordinal": pa.array(range(rows), pa.int64()),
-        "occurrence": pa.array([0] * rows, pa.int32()),
-    }
-    columns = [values.get(field.name, pa.nulls(rows, field.type)) for field in PLAN_SCHEMA]
-    return pa.Table.from_arrays(columns, schema=PLAN_SCHEMA)
-
-
-def scored(ids: pa.Array, unit_id: str, identity: Identity, rng: np.random.Generator) -> pa.Table:
-    """The part of one unit: as wide as a real one, its numbers random."""
-    rows = len(ids)
+@functools.cache
+def template(rows: int) -> pa.Table:
+    """A part as wide as a real one, its numbers random: all but ids and unit, which differ from part to part."""
+    rng = np.random.default_rng(rows)
     logit = rng.normal(-2, 2, rows).astype(np.float32)
     hashes = rng.bytes(32 * rows).hex()
-    views = np.array(["PA", "AP", "LL"])[rng.integers(0, 3, rows)]
     values = {
-        "image_id": pa.array([value.hex() for value in ids.to_pylist()]),
-        "uri": pa.array([f"file:///made/{unit_id}/film-{row}.png" for row in range(rows)]),
+        "image_id": pa.array([""] * rows),
+        "uri": pa.array([f"file:///made/archive/folder/film-{row:06d}.png" for row in range(rows)]),
         "content_sha256": pa.array([hashes[64 * row : 64 * row + 64] for row in range(rows)]),
-        "view": pa.array(views),
+        "view": pa.array(np.array(["PA", "AP", "LL"])[rng.integers(0, 3, rows)]),
         "image_rows": pa.array(rng.integers(1000, 3000, rows), pa.int32()),
         "image_columns": pa.array(rng.integers(1000, 3000, rows), pa.int32()),
         "status": pa.array([SCORED] * rows),
@@ -121,18 +104,47 @@ def scored(ids: pa.Array, unit_id: str, identity: Identity, rng: np.random.Gener
         ),
         "p_std": pa.array(rng.random(rows, np.float32)),
         "lung_fraction": pa.array(rng.random(rows, np.float32)),
-        "unit_id": pa.array([unit_id] * rows),
-        "identity": pa.array([identity.hash] * rows),
+        "unit_id": pa.array([""] * rows),
+        "identity": pa.array([IDENTITY.hash] * rows),
         "schema_version": pa.array([1] * rows, pa.int16()),
         "generation": pa.array([0] * rows, pa.int32()),
-        "heat_map": pa.array([rng.bytes(100)] * rows),
-        "lung_mask": pa.array([rng.bytes(50)] * rows),
+        "heat_map": pa.array([rng.bytes(100) for _ in range(rows)]),
+        "lung_mask": pa.array([rng.bytes(50) for _ in range(rows)]),
     }
     columns = [values.get(field.name, pa.nulls(rows, field.type)) for field in SCORE_SCHEMA]
-    footer = dict.fromkeys(PartFooter.__dataclass_fields__)
-    footer |= {"identity": identity.hash, "unit_id": unit_id, "generation": 0}
-    table = pa.Table.from_arrays(columns, schema=SCORE_SCHEMA)
-    return table.replace_schema_metadata({b"cxr_ray": json.dumps(footer).encode()})
+    return pa.Table.from_arrays(columns, schema=SCORE_SCHEMA)
+
+
+def planned(ids: pa.Array, unit_id: str) -> pa.Table:
+    """Plan rows of one unit."""
+    rows = len(ids)
+    values = {
+        "image_id": ids,
+        "unit_id": pa.array([unit_id] * rows),
+        "uri": template(rows).column("uri"),
+        "container": template(rows).column("uri"),
+        "kind": pa.array(["file"] * rows),
+        "ordinal": pa.array(np.arange(rows)),
+        "occurrence": pa.array(np.zeros(rows, np.int32)),
+    }
+    columns = [values.get(field.name, pa.nulls(rows, field.type)) for field in PLAN_SCHEMA]
+    return pa.Table.from_arrays(columns, schema=PLAN_SCHEMA)
+
+
+def scored(ids: bytes, unit_id: str) -> pa.Table:
+    """The part of one unit; ``ids``: 16 bytes an image, sorted."""
+    rows = len(ids) // 16
+    digits = ids.hex()
+    table = template(rows)
+    names = {
+        "image_id": [digits[start : start + 32] for start in range(0, len(digits), 32)],
+        "unit_id": [unit_id] * rows,
+    }
+    for name, column in names.items():
+        position = SCORE_SCHEMA.get_field_index(name)
+        table = table.set_column(position, SCORE_SCHEMA.field(name), pa.array(column))
+    footer = {"identity": IDENTITY.hash, "unit_id": unit_id, "generation": 0}
+    return table.replace_schema_metadata({FOOTER_KEY: json.dumps(footer).encode()})
 
 
 def measure(command: list[str]) -> tuple[float, float, float, str]:
