@@ -14,7 +14,7 @@ from store_emulators import new_storage
 from cxr_ray.archives.storage import open_storage
 from cxr_ray.pipeline.publish import Publisher
 from cxr_ray.pipeline.publishing import sweep
-from cxr_ray.pipeline.publishing.sweep import STALE_SECONDS, _abort_uploads, _modified
+from cxr_ray.pipeline.publishing.sweep import STALE_SECONDS, _abort_uploads, modified_time
 
 
 def test_old_local_left_overs_go_and_young_ones_stay(tmp_path: Path) -> None:
@@ -92,6 +92,6 @@ def test_a_store_that_does_not_list_stops_no_run(s3_server: S3Server) -> None:
 @pytest.mark.parametrize("name", ["mtime", "LastModified", "last_modified"])
 def test_times_of_all_clients_are_read(name: str) -> None:
     when = datetime(2026, 1, 2, tzinfo=UTC)
-    assert _modified({name: when}) == when.timestamp()
-    assert _modified({"mtime": 12.5}) == 12.5
-    assert _modified({"created": when}) is None
+    assert modified_time({name: when}) == when.timestamp()
+    assert modified_time({"mtime": 12.5}) == 12.5
+    assert modified_time({"created": when}) is None

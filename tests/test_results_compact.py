@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import duckdb
@@ -22,6 +24,7 @@ from cxr_ray.cli import main
 from cxr_ray.errors import OutputError, UsageError
 from cxr_ray.phantoms import write_sample_archive
 from cxr_ray.pipeline.identity import KIND_SHARDS, Identity
+from cxr_ray.pipeline.publishing.sweep import UPLOAD_SECONDS
 from cxr_ray.pipeline.score_table import SCORE_SCHEMA
 from cxr_ray.results import compact, run_query, verify_output
 from cxr_ray.results.compact import ROW_GROUP_ROWS, ROWS_PER_FILE, compact_output
@@ -263,9 +266,14 @@ def test_the_old_copy_goes_after_the_new_one_stands(output: Path, monkeypatch: p
             compact_output(output)
     assert len(light_files(output)) == 2
     assert verify_output(output).light == "current"
+    (left_over,) = {path.name for path in light_files(output)} - {first.marker.files[0].name}
     second = compact_output(output)
-    assert first.marker.files[0].name not in [path.name for path in light_files(output)]
-    assert second.marker.files[0].name in [path.name for path in light_files(output)]
+    assert (output / "light" / left_over).exists(), "it may be of another that is still running"
+    yesterday = time.time() - UPLOAD_SECONDS - 60
+    os.utime(output / "light" / left_over, (yesterday, yesterday))
+    second = compact_output(output)
+    assert not (output / "light" / left_over).exists()
+    assert [path.name for path in light_files(output)] == [second.marker.files[0].name]
     assert json.loads((output / "light" / "light.json").read_text())["rows"] == 8
 
 

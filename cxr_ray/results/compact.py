@@ -13,7 +13,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,7 @@ from cxr_ray.errors import OutputError, UsageError
 from cxr_ray.pipeline.identity import Identity
 from cxr_ray.pipeline.parts import FOOTER_KEY
 from cxr_ray.pipeline.publish import Publisher
+from cxr_ray.pipeline.publishing.sweep import UPLOAD_SECONDS, modified_time
 from cxr_ray.results.light import (
     LIGHT_FOLDER,
     LIGHT_SCHEMA,
@@ -85,7 +86,8 @@ def compact_output(
         with tempfile.TemporaryDirectory(prefix="cxr-ray-compact-") as spill:
             marker = _write(publisher, identity, parts, rows_per_file, Path(spill), duckdb)
             before = read_marker(publisher)
-            publisher.replace(MARKER, marker.to_json())
+            with _writing(publisher):
+                publisher.replace(MARKER, marker.to_json())
     except duckdb.Error as error:
         raise OutputError(
             f"the table cannot be read ({str(error).splitlines()[0]}); `cxr-ray verify` says which part is damaged"
@@ -121,7 +123,8 @@ def _write(
             spooled = spill / name
             count = _write_file(spooled, schema, tables)
             files.append(LightFile(name=name, rows=count, bytes=spooled.stat().st_size))
-            _upload(publisher, f"{LIGHT_FOLDER}/{name}", spooled)
+            with _writing(publisher):
+                publisher.upload(f"{LIGHT_FOLDER}/{name}", spooled)
             spooled.unlink()
     finally:
         connection.close()
@@ -196,21 +199,36 @@ def _write_file(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> in
     return rows
 
 
-def _upload(publisher: Publisher, name: str, file: Path) -> None:
+@contextmanager
+def _writing(publisher: Publisher) -> Iterator[None]:
+    """Turn what storage clients raise into one sentence."""
     try:
-        publisher.upload(name, file)
-    except Exception as error:  # storage clients raise what they like
+        yield
+    except Exception as error:
         if not is_storage_error(error):
             raise
-        url = publisher.storage.url
         raise OutputError(
-            f"OUTPUT {url} cannot be written ({explain(error)}); compact needs leave to write there"
+            f"OUTPUT {publisher.storage.url} cannot be written ({explain(error)}); compact needs leave to write there"
         ) from error
 
 
 def _remove_old(publisher: Publisher, before: LightMarker | None, now: LightMarker) -> None:
-    """Remove the files of the marker that was replaced. Best effort: what stays is never read."""
-    names = {file.name for file in before.files} if before else set()
-    for name in names - {file.name for file in now.files}:
-        with suppress(OSError):
-            publisher.storage.fs.rm_file(publisher.path(f"{LIGHT_FOLDER}/{name}"))
+    """Remove the files of the marker that was replaced, and those of a ``compact`` that was killed a day ago.
+
+    Best effort: what stays is never read. Younger files may be of a ``compact`` that is still running.
+    """
+    fs = publisher.storage.fs
+    kept = {file.name for file in now.files} | {MARKER.rsplit("/", 1)[-1]}
+    replaced = {file.name for file in before.files} if before else set()
+    with suppress(Exception):
+        fs.invalidate_cache()
+        entries = [
+            entry for entry in fs.ls(publisher.path(LIGHT_FOLDER), detail=True) if entry["type"] == "file"
+        ]
+        times = {entry["name"].rsplit("/", 1)[-1]: modified_time(entry) for entry in entries}
+        clock = times.get(MARKER.rsplit("/", 1)[-1])
+        for name, when in times.items():
+            abandoned = when is not None and clock is not None and clock - when > UPLOAD_SECONDS
+            if name not in kept and (name in replaced or abandoned):
+                with suppress(FileNotFoundError):
+                    fs.rm_file(publisher.path(f"{LIGHT_FOLDER}/{name}"))

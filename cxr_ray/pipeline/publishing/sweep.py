@@ -29,7 +29,7 @@ def sweep_staging(storage: Storage, folder: str, clock: str) -> int:
     fs = storage.fs
     fs.invalidate_cache()
     times = {
-        entry["name"]: _modified(entry) for entry in fs.ls(folder, detail=True) if entry["type"] == "file"
+        entry["name"]: modified_time(entry) for entry in fs.ls(folder, detail=True) if entry["type"] == "file"
     }
     by_name = {name.rsplit("/", 1)[-1]: when for name, when in times.items()}
     now = by_name.get(clock.rsplit("/", 1)[-1])
@@ -76,7 +76,7 @@ def _uploads(storage: Storage) -> Iterator[tuple[str, dict[str, Any]]]:
         page = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
 
 
-def _modified(entry: dict[str, Any]) -> float | None:
+def modified_time(entry: dict[str, Any]) -> float | None:
     """When a file was written, in the storage's seconds: the name of the entry differs from client to client."""
     for name in ("mtime", "LastModified", "last_modified"):
         when = entry.get(name)
