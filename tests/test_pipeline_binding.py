@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,41 @@ def test_a_damaged_id_is_one_sentence(tmp_path: Path) -> None:
     output.publish("plan_id.json", b"{")
     with pytest.raises(OutputError, match="damaged"):
         check_binding(output, output)
+
+
+def race(pairs: list[tuple[Path, Path]]) -> list[str]:
+    """Bind every (OUTPUT, plan folder) at once; what each driver was told, empty where it may go on."""
+    told: list[str] = []
+    barrier = threading.Barrier(len(pairs))
+
+    def drive(output: Path, plan: Path) -> None:
+        barrier.wait()
+        try:
+            bind(place(output), place(plan))
+        except OutputError as error:
+            told.append(str(error))
+        else:
+            told.append("")
+
+    threads = [threading.Thread(target=drive, args=pair) for pair in pairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return told
+
+
+def test_drivers_that_begin_one_pair_at_once_agree(tmp_path: Path) -> None:
+    for number in range(10):
+        pair = (tmp_path / f"out-{number}", tmp_path / f"plan-{number}")
+        assert race([pair] * 4) == [""] * 4
+        check_binding(place(pair[0]), place(pair[1]))
+
+
+def test_of_drivers_with_a_plan_folder_each_one_goes_on(tmp_path: Path) -> None:
+    """Two plans of one OUTPUT would give its parts' names to different images."""
+    for number in range(10):
+        output = tmp_path / f"out-{number}"
+        told = race([(output, tmp_path / f"plan-{number}-{driver}") for driver in range(3)])
+        assert sorted(text != "" for text in told) == [False, True, True]
+        assert all("begun with another plan_dir" in text for text in told if text)

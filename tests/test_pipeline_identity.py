@@ -60,6 +60,19 @@ def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
         read_identity(Publisher(open_storage(str(tmp_path))))
 
 
+def test_an_output_that_another_driver_begins_meanwhile_is_no_foreign_folder(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = publisher.is_empty
+
+    def begun_before_the_look() -> bool:
+        claim_identity(publisher, scores())
+        return look()
+
+    monkeypatch.setattr(publisher, "is_empty", begun_before_the_look)
+    assert read_identity(publisher) == scores()
+
+
 @pytest.mark.parametrize("content", ["", "{}", '{"identity": "0", "kind": "scores", "document": {}}'])
 def test_a_damaged_identity_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "identity.json").write_text(content)
