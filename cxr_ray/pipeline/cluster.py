@@ -35,7 +35,13 @@ WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 
+#: Least size of a local Ray's object store, and the largest share of memory for it. A bound, nothing is taken
+#: before it is used.
 _OBJECT_STORE_BYTES = 4 * 2**30
+_OBJECT_STORE_SHARE = 0.25
+
+#: New tries of a task that Ray's memory monitor killed; by itself Ray would try for ever.
+_OOM_RETRIES = "3"
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,13 @@ def available_cpus() -> int:
 
 
 @contextmanager
-def ray_session(address: str | None, local_cpus: int | None) -> Iterator[None]:
+def ray_session(address: str | None, local_cpus: int | None, in_flight: int = 0) -> Iterator[None]:
     """Ray for the time of a run. A cluster that was joined stays up; a local Ray ends with the run.
+
+    Args:
+        address: of a cluster to join.
+        local_cpus: logical CPUs of a local Ray.
+        in_flight: bytes that the run may hold in a local object store.
 
     Raises:
         UsageError: the cluster does not answer.
@@ -78,6 +89,7 @@ def ray_session(address: str | None, local_cpus: int | None) -> Iterator[None]:
     # Read by Ray Data when it is imported or when a dataset runs; our own lines replace its bars.
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_task_oom_retries", _OOM_RETRIES)
     common: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": "ERROR",
@@ -89,7 +101,6 @@ def ray_session(address: str | None, local_cpus: int | None) -> Iterator[None]:
             runtime_env = {"env_vars": _free_of_the_jobs(WORKER_ENVIRONMENT)}
             ray.init(address=address or "auto", runtime_env=runtime_env, **common)
         else:
-            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             # Inherited by every process that Ray starts here. A runtime_env would do the same, but needs
             # workers of its own beside those that Ray has started already: seconds of CPU for each.
             with _environment(WORKER_ENVIRONMENT):
@@ -97,7 +108,7 @@ def ray_session(address: str | None, local_cpus: int | None) -> Iterator[None]:
                     address="local",
                     num_cpus=local_cpus,
                     include_dashboard=False,
-                    object_store_memory=min(_OBJECT_STORE_BYTES, int(memory * 0.25)),
+                    object_store_memory=object_store_bytes(in_flight),
                     **common,
                 )
     except ConnectionError as error:
@@ -119,6 +130,12 @@ def ray_session(address: str | None, local_cpus: int | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def object_store_bytes(in_flight: int) -> int:
+    """Size of a local object store: Ray Data uses half of it, so twice what the run may hold."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(max(_OBJECT_STORE_BYTES, 2 * in_flight), int(memory * _OBJECT_STORE_SHARE))
 
 
 @contextmanager

@@ -89,8 +89,12 @@ class JobOptions:
     """Exit with 3 when a larger share was quarantined."""
     progress_seconds: float = 5.0
     """Seconds between progress lines."""
-    no_progress_seconds: float = 1800.0
-    """End the run with exit 1 when nothing happened for so long."""
+    unit_retries: int = 3
+    """New tries of a unit by its worker, after 1, 4 and 16 s, where a failure may pass (storage, killed worker)."""
+    rounds: int = 2
+    """Passes over the units that failed; what fails in the last one is left for the next run (exit 1)."""
+    no_progress_seconds: float = 600.0
+    """End the run with exit 1 when no image was read, scored or published for so long."""
     ray_address: str | None = None
     """Ray cluster to join; default: RAY_ADDRESS where set (a submitted job), else a local one."""
 
@@ -126,6 +130,8 @@ class ScoreOptions(JobOptions):
     # -- execution --
     actors: int | None = None
     """Scorers at a time; default: one per GPU, else one per CPU."""
+    min_actors: int | None = None
+    """Start with so many scorers and let their number follow the work, up to ``actors``; default: always ``actors``."""
 
 
 def job_options(config: DictConfig, schema: type[JobOptions]) -> Any:
@@ -154,11 +160,13 @@ def job_options(config: DictConfig, schema: type[JobOptions]) -> Any:
     _in_range("max_quarantined", options.max_quarantined, 0, 1)
     _in_range("progress_seconds", options.progress_seconds, 0.1, 3600)
     _in_range("no_progress_seconds", options.no_progress_seconds, 10, 10**6)
+    _in_range("unit_retries", options.unit_retries, 0, 20)
+    _in_range("rounds", options.rounds, 1, 20)
     for name in ("limit", "decode_tasks", "max_bytes", "max_pixels"):
         _at_least_one(name, getattr(options, name))
     if isinstance(options, ScoreOptions):
         _in_range("min_lung_fraction", options.min_lung_fraction, 0, 1)
-        for name in ("actors", "compute_batch", "threads"):
+        for name in ("actors", "min_actors", "compute_batch", "threads"):
             _at_least_one(name, getattr(options, name))
     return options
 

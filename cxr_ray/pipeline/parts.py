@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxr_ray.archives.storage import explain
-from cxr_ray.errors import PublishConflict, StorageWriteError
+from cxr_ray.errors import CxrRayError, PublishConflict, StorageWriteError
 from cxr_ray.pipeline.identity import KIND_SCORES
 from cxr_ray.pipeline.publish import Publisher, footer_identity
 from cxr_ray.pipeline.score_table import SCORE_FOLDER, score_table
@@ -28,7 +28,11 @@ ROW_GROUP_ROWS = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class PartFooter:
-    """What a part says about itself in its Parquet key-value metadata (key ``cxr_ray``)."""
+    """What a part says about itself in its Parquet key-value metadata (key ``cxr_ray``).
+
+    The last five tell how this unit went, see ``unit_rows.Journey``; they may differ between two runs of the
+    same command. ``seconds`` ends before publication, since the footer is part of what is published.
+    """
 
     identity: str
     unit_id: str
@@ -43,6 +47,11 @@ class PartFooter:
     calibration_id: str | None
     decode_policy: str
     fencing: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    retries: int = 0
+    node: str | None = None
+    micro_batch: int | None = None
+    halvings: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,44 +120,76 @@ def encode_part(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def publish_part(publisher: Publisher, unit: pa.Table, kind: str, footer: PartFooter) -> PartRecord:
-    """Encode and publish one unit.
+@dataclass(frozen=True, kw_only=True)
+class EncodedPart:
+    """A part ready to be published: its bytes, and what they hold."""
+
+    name: str
+    footer: PartFooter
+    data: bytes
+    rows: int
+    reasons: dict[str, int]
+
+
+def encoded_part(unit: pa.Table, kind: str, footer: PartFooter) -> EncodedPart:
+    """Encode one unit."""
+    table = finished_table(unit, kind, footer)
+    statuses, reasons = (table.column(name).to_pylist() for name in ("status", "reason"))
+    quarantined = [reason for status, reason in zip(statuses, reasons, strict=True) if status == QUARANTINED]
+    return EncodedPart(
+        name=part_name(kind, footer.unit_id),
+        footer=footer,
+        data=encode_part(table),
+        rows=table.num_rows,
+        reasons=dict(Counter(quarantined)),
+    )
+
+
+def put_part(publisher: Publisher, part: EncodedPart) -> PartRecord:
+    """Publish an encoded unit; doing so again is harmless.
 
     A loser of the race reads the winner's footer: the same identity is success.
 
     Raises:
-        PublishConflict: the name is taken by a part of another identity.
+        PublishConflict: the name is taken by a part of another identity, or by no part at all.
+        StorageWriteError: OUTPUT's storage failed; the unit stays open.
     """
-    table = finished_table(unit, kind, footer)
-    data = encode_part(table)
-    name = part_name(kind, footer.unit_id)
     try:
-        won = publisher.publish(name, data)
+        won = publisher.publish(part.name, part.data)
+        winner = None if won else _footer_of(publisher, part.name)
+    except CxrRayError:
+        raise
     except Exception as error:  # storage clients raise what they like
         raise StorageWriteError(f"OUTPUT cannot be written ({explain(error)})") from error
-    if not won:
-        with publisher.storage.fs.open(publisher.path(name), "rb") as handle:
-            winner = pq.read_metadata(handle)
-        if (
-            footer_identity(winner.metadata).get("identity") != footer.identity
-            or winner.num_rows != table.num_rows
-        ):
-            raise PublishConflict(
-                f"{name} exists already and was written by another identity or plan; choose another OUTPUT"
-            )
-    quarantined = [
-        reason
-        for status, reason in zip(
-            table.column("status").to_pylist(), table.column("reason").to_pylist(), strict=True
+    if winner is not None and (
+        footer_identity(winner.metadata).get("identity") != part.footer.identity
+        or winner.num_rows != part.rows
+    ):
+        raise PublishConflict(
+            f"{part.name} exists already and was written by another identity or plan; choose another OUTPUT"
         )
-        if status == QUARANTINED
-    ]
+    quarantined = sum(part.reasons.values())
     return PartRecord(
-        unit_id=footer.unit_id,
-        images=table.num_rows,
-        kept=table.num_rows - len(quarantined),
-        quarantined=len(quarantined),
-        reasons=dict(Counter(quarantined)),
-        bytes=len(data),
+        unit_id=part.footer.unit_id,
+        images=part.rows,
+        kept=part.rows - quarantined,
+        quarantined=quarantined,
+        reasons=part.reasons,
+        bytes=len(part.data),
         won=won,
     )
+
+
+def publish_part(publisher: Publisher, unit: pa.Table, kind: str, footer: PartFooter) -> PartRecord:
+    """Encode and publish one unit; see ``put_part``."""
+    return put_part(publisher, encoded_part(unit, kind, footer))
+
+
+def _footer_of(publisher: Publisher, name: str) -> pq.FileMetaData:
+    try:
+        with publisher.storage.fs.open(publisher.path(name), "rb") as handle:
+            return pq.read_metadata(handle)
+    except pa.ArrowInvalid as error:
+        raise PublishConflict(
+            f"{name} exists already and is no readable part; choose another OUTPUT"
+        ) from error

@@ -1,7 +1,7 @@
 """Progress lines: images done, images/s, quarantined, time left, every few seconds.
 
 Workers send counts to one small actor; the driver's thread asks it and prints. Counts are for the eyes
-only: a unit that is tried again is counted again, and the summary is taken from the parts instead.
+only: a unit whose worker died is counted again, and the summary is taken from the parts instead.
 """
 
 from __future__ import annotations
@@ -9,13 +9,22 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import ray
 
 from cxr_ray.pipeline.decode_unit import DECODED, Report, no_report
+from cxr_ray.pipeline.failures import READ, SCORE
 from cxr_ray.pipeline.score_unit import DONE
 from cxr_ray.shards import QUARANTINED
+
+if TYPE_CHECKING:
+    from cxr_ray.pipeline.metrics import RunMetrics
+
+#: Units that a worker tries again, as the board counts them.
+RETRIED = "retried"
+
+_METRIC_STAGES = {DECODED: READ, DONE: SCORE}
 
 
 @ray.remote(num_cpus=0, max_restarts=3, max_task_retries=0)
@@ -32,14 +41,16 @@ class ProgressBoard:
         return dict(self.counts)
 
 
-def reporter(board: Any) -> Report:
-    """A ``Report`` that sends to the board without waiting; a no-op without one."""
-    if board is None:
+def reporter(board: Any, metrics: RunMetrics | None = None) -> Report:
+    """A ``Report`` that sends to the board and to the metrics without waiting; a no-op without both."""
+    if board is None and metrics is None:
         return no_report
 
     def report(stage: str, images: int) -> None:
-        if images:
+        if board is not None and images:
             board.add.remote(stage, images)
+        if metrics is not None and images > 0 and stage in _METRIC_STAGES:
+            metrics.images(_METRIC_STAGES[stage], images)
 
     return report
 
@@ -85,6 +96,7 @@ class ProgressPrinter:
         self._every = every
         self._stream = stream or sys.stdout
         self._start = time.monotonic()
+        self._retried = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
@@ -102,6 +114,7 @@ class ProgressPrinter:
                 counts = ray.get(self._board.read.remote(), timeout=self._every)
             except (ray.exceptions.RayError, TimeoutError):
                 continue  # the board is restarting or busy; the next line will tell
+            self._say_retried(counts.get(RETRIED, 0))
             done = min(counts.get(self._stage, 0), self._total - self._before)
             line = progress_line(
                 done=done,
@@ -111,3 +124,10 @@ class ProgressPrinter:
                 seconds=time.monotonic() - self._start,
             )
             print(line, file=self._stream, flush=True)
+
+    def _say_retried(self, retried: int) -> None:
+        new = retried - self._retried
+        if new > 0:
+            units = "1 unit" if new == 1 else f"{new:,} units"
+            print(f"tried again: {units}, after failures that may pass", file=self._stream, flush=True)
+        self._retried = retried

@@ -10,9 +10,16 @@ import math
 from dataclasses import dataclass
 
 from cxr_ray.errors import UsageError
+from cxr_ray.preprocess import COLUMNS, ROWS
 
 CPU = "cpu"
 CUDA = "cuda"
+
+#: Bytes of an image on its way to a scorer: the frame, and room for its facts.
+_IMAGE_BYTES = ROWS * COLUMNS + 2048
+
+#: Small units need no bound, and Ray stalls for seconds where the bound is near the size of a few blocks.
+_LEAST_IN_FLIGHT = 512 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +28,8 @@ class Resources:
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        actors: scorers at a time (0 for ingest).
+        actors: scorers at a time, or the most of them (0 for ingest).
+        min_actors: scorers at the start of a pool that grows to ``actors``; None for a fixed pool.
         actor_cpus, actor_gpus: logical share of one scorer.
         decode_cpus, publish_cpus: logical share of one task.
         decode_tasks: decode tasks at a time.
@@ -36,15 +44,26 @@ class Resources:
     publish_cpus: float
     decode_tasks: int
     local_cpus: int
+    min_actors: int | None = None
 
 
 def share(
-    *, cpus: float, gpus: float, local: bool, scoring: bool, actors: int | None, decode_tasks: int | None
+    *,
+    cpus: float,
+    gpus: float,
+    local: bool,
+    scoring: bool,
+    actors: int | None,
+    decode_tasks: int | None,
+    min_actors: int | None = None,
 ) -> Resources:
     """Divide ``cpus`` and ``gpus`` (of the machine, or of the cluster joined).
 
     Locally the logical CPUs are ours to set: at least two more than the scorers need. On a
     cluster they are given, so the scorers leave some of them free.
+
+    With ``min_actors`` only these must fit now: a cluster that grows on demand may hold ``actors`` later, and the
+    decode tasks are counted for that size.
 
     Raises:
         UsageError: more actors asked for than the cluster can hold.
@@ -68,6 +87,16 @@ def share(
     reading = 0 if local else max(1, math.ceil(cpus / 9))
     most = math.floor(gpus) if device == CUDA else max(1, math.floor(cpus) - reading)
     wanted = most if actors is None else actors
+    if min_actors is not None and min_actors > wanted:
+        raise UsageError(
+            f"min_actors={min_actors} is more than actors={wanted}; make it smaller, or leave it out"
+        )
+    if min_actors is not None and not local and min_actors <= most < wanted:
+        grown = share(
+            cpus=cpus * wanted / most, gpus=gpus * wanted / most, local=False, scoring=True, actors=wanted,
+            decode_tasks=decode_tasks, min_actors=min_actors,
+        )  # fmt: skip
+        return grown
     if wanted < 1 or (not local and wanted > most) or (device == CUDA and wanted > most):
         unit = "GPU" if device == CUDA else "CPU, some of them kept free for reading"
         raise UsageError(f"actors={wanted} does not fit: there is room for 1 to {most} (one per {unit})")
@@ -86,7 +115,23 @@ def share(
         publish_cpus=publish_cpus,
         decode_tasks=tasks,
         local_cpus=wanted + math.ceil(free + spare),
+        min_actors=min_actors,
     )
+
+
+def bytes_in_flight(largest_unit: int, resources: Resources) -> int:
+    """Bound on what the graph may hold in the object store, so that reading cannot run far ahead of scoring.
+
+    Each reader has one unit in work and two that wait to be taken (Ray's buffer), each scorer one in work and one
+    that waits; twice that, since Ray divides the bound among the stages. For units of 1,000 images these are
+    104 MB x 2 x (3 x readers + 2 x scorers): 2 GB for 2 readers and 2 scorers. Without a bound Ray takes half of
+    the object store, which on a cluster of 64 large nodes is room for the whole archive.
+
+    Args:
+        largest_unit: images.
+    """
+    units = 3 * resources.decode_tasks + 2 * resources.actors
+    return max(_LEAST_IN_FLIGHT, 2 * units * largest_unit * _IMAGE_BYTES)
 
 
 def device_model(device: str) -> str:

@@ -75,6 +75,7 @@ def run_score(options: ScoreOptions, scorer: Callable[[], Any] | None = None) ->
             scoring=True,
             actors=options.actors,
             decode_tasks=options.decode_tasks,
+            min_actors=options.min_actors,
         )
         shape = compute_shape(options, job.existing, resources)
         identity = score_identity(options, job, bundle, shape)
@@ -237,7 +238,8 @@ def score_footer(
         calibration_id=calibration_id,
         fencing=options.fencing,
         decode_policy=identity.document["preprocessing"].rsplit("/", 1)[-1],
-        **shape,
+        compute_batch=shape["compute_batch"],
+        threads=shape["threads"],
     )
 
 

@@ -15,14 +15,14 @@ from typing import Any
 from cxr_ray.archives.inputs import image_id_of
 from cxr_ray.archives.listing import MANIFEST_SUFFIXES, ListingReport, check_access, list_archive
 from cxr_ray.archives.manifest import ManifestOptions
-from cxr_ray.archives.storage import Storage, explain, is_storage_error
+from cxr_ray.archives.storage import Storage, is_storage_error
 from cxr_ray.calibration import Calibration
 from cxr_ray.errors import ArchiveError, CxrRayError, RunFailed, UsageError
 from cxr_ray.pipeline import summary
-from cxr_ray.pipeline.assignments import make_assignments
 from cxr_ray.pipeline.binding import bind
 from cxr_ray.pipeline.calibrations import record_calibration
 from cxr_ray.pipeline.decode_unit import InputSettings
+from cxr_ray.pipeline.failures import UnitFailure, reason_of
 from cxr_ray.pipeline.identity import Identity, claim_identity
 from cxr_ray.pipeline.options import JobOptions
 from cxr_ray.pipeline.parts import PartFooter, published_units
@@ -30,9 +30,10 @@ from cxr_ray.pipeline.plan import Plan, Unit, open_plan
 from cxr_ray.pipeline.planner import Listing, PlannedSource, commit_generation, select_new, spool_listing
 from cxr_ray.pipeline.publish import SINGLE_WRITER, Publisher
 from cxr_ray.pipeline.publishing.lease import WriterLease, stop_this_driver
-from cxr_ray.pipeline.resources import Resources
+from cxr_ray.pipeline.resources import Resources, bytes_in_flight
 from cxr_ray.pipeline.shard_source import list_shards
 from cxr_ray.pipeline.summary import Counts
+from cxr_ray.pipeline.timings import Timings
 
 Say = Callable[[str], None]
 
@@ -87,6 +88,8 @@ class Screening:
     ray_ready: bool = False
     attempt: str = field(default_factory=summary.new_attempt)
     seconds: dict[str, float] = field(default_factory=dict)
+    timings: Timings = field(default_factory=Timings)
+    failures: list[UnitFailure] = field(default_factory=list)
     _checked: bool = False
     _claimed: bool = False
 
@@ -189,8 +192,11 @@ class Screening:
             if self.plan_store.storage.url != self.output.storage.url:
                 self.plan_store.probe(sweep=True)
             if not self.ray_ready:
-                local_cpus = self.work.resources.local_cpus
-                stack.enter_context(cluster.ray_session(self.options.ray_address, local_cpus))
+                resources = self.work.resources
+                in_flight = bytes_in_flight(self.options.unit_size, resources)
+                stack.enter_context(
+                    cluster.ray_session(self.options.ray_address, resources.local_cpus, in_flight)
+                )
                 self.ray_ready = True
             new_folders = self.output.new_folders()
             token = cluster.publish_token(self.output)
@@ -292,9 +298,14 @@ class Screening:
         return [unit for unit in plan.units() if unit.unit_id not in done]
 
     def _publish(self, plan: Plan) -> None:
-        """Run the graph over the open units until every one has its part."""
+        """Run the graph over the open units until every one has its part.
+
+        Raises:
+            RunFailed: some have none; which and why is recorded.
+        """
         from cxr_ray.pipeline.progress import ProgressBoard, ProgressPrinter
-        from cxr_ray.pipeline.stream import Stages, run_assignments
+        from cxr_ray.pipeline.rounds import Patience, publish_units
+        from cxr_ray.pipeline.stages import Stages
 
         open_units = self._open_units(plan)
         if not open_units:
@@ -311,7 +322,9 @@ class Screening:
             scorer=self.work.scorer,
             min_lung_fraction=self.work.min_lung_fraction,
             readout=(self.work.calibration or Calibration()).readout(),
+            unit_retries=self.options.unit_retries,
         )
+        patience = Patience(rounds=self.options.rounds, no_progress_seconds=self.options.no_progress_seconds)
         board = ProgressBoard.remote()  # type: ignore[attr-defined]  # made by ray.remote
         with (
             self._timed("run"),
@@ -323,19 +336,27 @@ class Screening:
                 every=self.options.progress_seconds,
             ),
         ):
-            records = run_assignments(
-                make_assignments(open_units),
+            self.failures = publish_units(
+                open_units,
                 stages,
                 self.work.resources,
+                patience,
+                say=self.say,
+                timings=self.timings,
                 board=board,
-                no_progress_seconds=self.options.no_progress_seconds,
             )
-            published = {record.unit_id for record in _explained(records)}
-        lost = [unit.unit_id for unit in open_units if unit.unit_id not in published]
-        if lost:
-            raise RunFailed(
-                f"{len(lost)} units were not published ({', '.join(lost[:5])} ...); run the same command again"
-            )
+        if self.failures:
+            self._record_failure(plan)
+            raise RunFailed(summary.failure_sentence(self.failures, self.attempt))
+
+    def _record_failure(self, plan: Plan) -> None:
+        """Write down what a run that ends unfinished has done; OUTPUT itself may be what failed."""
+        try:
+            self._finish(plan)
+        except Exception as error:
+            if not (is_storage_error(error) or isinstance(error, CxrRayError)):
+                raise
+            self.say(f"note: runs/{self.attempt}.json could not be written ({reason_of(error)})")
 
     def _finish(self, plan: Plan) -> Counts:
         with self._timed("count"):
@@ -351,9 +372,12 @@ class Screening:
             "reasons": counts.reasons,
             "generations": len(plan.generations),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "timings": self.timings.summary(),
+            "failed_units": len(self.failures),
         }
+        failures = {"failures": [asdict(failure) for failure in self.failures]} if self.failures else {}
         self.output.probe(sweep=True)
-        summary.write_attempt(self.output, self.attempt, record | self._provenance())
+        summary.write_attempt(self.output, self.attempt, record | failures | self._provenance())
         summary.write_run(self.output, record)
         return counts
 
@@ -364,29 +388,3 @@ class Screening:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
-
-
-def _explained(records: Iterator[Any]) -> Iterator[Any]:
-    """Turn what Ray raises into ``RunFailed`` with the cause in one sentence."""
-    try:
-        yield from records
-    except (
-        Exception
-    ) as error:  # Ray wraps a worker's exception in several layers, one of them of its own class
-        raise RunFailed(
-            f"the run stopped: {_root_cause(error)}; nothing is lost, run the same command again"
-        ) from error
-
-
-def _root_cause(error: BaseException) -> str:
-    seen: BaseException = error
-    while True:
-        inner = getattr(seen, "cause", None) or seen.__cause__
-        if not isinstance(inner, BaseException) or inner is seen:
-            break
-        seen = inner
-    if isinstance(seen, CxrRayError):
-        return str(seen).splitlines()[0].rstrip(".")
-    first = (str(seen).splitlines() or [""])[0]
-    what = explain(seen) if is_storage_error(seen) else f"{type(seen).__name__}: {first}".rstrip(": ")
-    return f"a worker failed ({what})"

@@ -6,6 +6,7 @@ import json
 import platform
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
+from cxr_ray.pipeline.failures import UnitFailure
 from cxr_ray.pipeline.parts import folder_of, part_name
 from cxr_ray.pipeline.plan import Plan
 from cxr_ray.pipeline.publish import Publisher
@@ -21,6 +23,9 @@ from cxr_ray.shards import QUARANTINED
 
 RUNS_FOLDER = "runs"
 RUN_FILE = "run.json"
+
+#: Units and reasons that the last sentence of a failed run names.
+_NAMED = 3
 
 _PACKAGES = (
     "cxr_ray", "torch", "numpy", "kymatio", "scipy", "opencv-python-headless", "pillow", "pydicom", "python-gdcm",
@@ -76,6 +81,19 @@ def count_rows(publisher: Publisher, plan: Plan, kind: str) -> Counts:
         kept=table.num_rows - quarantined,
         quarantined=quarantined,
         reasons=dict(sorted(reasons.items())),
+    )
+
+
+def failure_sentence(failures: Sequence[UnitFailure], attempt: str) -> str:
+    """What a run says that left units unpublished: how many, the first of them, and every reason once."""
+    first = ", ".join(failure.unit_id for failure in failures[:_NAMED])
+    more = ", ..." if len(failures) > _NAMED else ""
+    reasons = list(dict.fromkeys(failure.reason for failure in failures))
+    because = "; ".join(reasons[:_NAMED])
+    units = "1 unit was" if len(failures) == 1 else f"{len(failures):,} units were"
+    return (
+        f"{units} not published ({first}{more}), because {because}; nothing is lost: "
+        f"runs/{attempt}.json lists them, and the same command finishes them"
     )
 
 
