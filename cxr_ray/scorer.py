@@ -2,23 +2,25 @@
 
 Promise 4 rests on this module: the network always sees the same number of images per call and ``threads``
 threads, so an image's values depend neither on its neighbours nor on its place nor on the call. On a GPU that
-number is ``compute_batch`` (the last batch is filled up with a constant image); on a CPU it is one.
+number is ``compute_batch`` (the last batch is filled up with a constant image); on a CPU it is one. Where a GPU
+runs out of memory the number is halved, and ``micro_batch`` and ``halvings`` say so.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import gc
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cxr_ray.errors import UsageError
+from cxr_ray.errors import RunFailed, UsageError
 from cxr_ray.nets.ensemble import Ensemble, class_logits, log_odds
-from cxr_ray.nets.folding import fold_blocks
+from cxr_ray.nets.folding import fold_blocks, free_scratch
 from cxr_ray.nets.gate import pool_mask
 from cxr_ray.nets.heat_maps import evidence
 from cxr_ray.nets.network import Activations, Network
@@ -38,6 +40,8 @@ VARIANTS: tuple[str, ...] = get_args(Variant)
 PADDING_GREY = 128
 LUNG_PROBABILITY = 0.5
 """Probability above which a pixel counts into ``lung_fraction``."""
+
+_Finished = TypeVar("_Finished")
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,12 @@ class Scorer:
         mask_style: segmenter to use; None takes the one that the paths were trained with, as you should.
         quantise_mask: round the lung probability to 8 bits, as the published flow does.
 
+    Attributes:
+        micro_batch: images per network call now: ``compute_batch`` on a GPU, less after it ran out of memory (for
+            good, since a size that did not fit once would fail again and again); one on a CPU. Values of different
+            sizes agree within 1e-5.
+        halvings: how often ``micro_batch`` was halved.
+
     Raises:
         UsageError: an option that this bundle or machine cannot serve.
     """
@@ -111,7 +121,8 @@ class Scorer:
         # On a CPU images go through one by one, whatever compute_batch says: that is fastest, and it makes a result
         # independent of its place (the last elements of a vectorised loop, and matrices at another alignment, round
         # differently, so inside a batch of several images the last bit can depend on the position).
-        self._images_per_call = 1 if self.device.type == "cpu" else self.compute_batch
+        self.micro_batch = 1 if self.device.type == "cpu" else self.compute_batch
+        self.halvings = 0
         self.threads = _check_count("threads", DEFAULT_THREADS if threads is None else threads)
         self.mask_style = meta.mask_style if mask_style is None else mask_style
         self.quantise_mask = quantise_mask
@@ -151,9 +162,9 @@ class Scorer:
     def score(self, pixels_BHW: NDArray[np.uint8]) -> Scores:
         """Score equalised uint8 frames ``[B, 300, 340]`` as ``cxr_ray.preprocess.preprocess`` makes them; B may be 0.
 
-        Raises UsageError: another dtype or shape.
+        Raises UsageError: another dtype or shape. RunFailed: no memory for even one image.
         """
-        chunks = [self._to_scores(chunk, size) for chunk, size in self._run(pixels_BHW)]
+        chunks = self._run(pixels_BHW, self._to_scores)
         if not chunks:
             # The shapes of nothing: score one filler image and drop it.
             return _take(self.score(self._filler(1)), 0)
@@ -166,26 +177,51 @@ class Scorer:
 
     def forward(self, pixels_BHW: NDArray[np.uint8]) -> Activations:
         """The same computation, but what the network computed on the way, on the CPU; at least one image."""
-        chunks = [(chunk, size) for chunk, size in self._run(pixels_BHW)]
-        return Activations(
-            **{
-                f.name: torch.cat([getattr(chunk, f.name)[:size].cpu() for chunk, size in chunks])
-                for f in dataclasses.fields(Activations)
-            }
+        names = [f.name for f in dataclasses.fields(Activations)]
+        chunks = self._run(
+            pixels_BHW, lambda chunk, size: {name: getattr(chunk, name)[:size].cpu() for name in names}
         )
+        return Activations(**{name: torch.cat([chunk[name] for chunk in chunks]) for name in names})
 
     @torch.inference_mode()
-    def _run(self, pixels_BHW: NDArray[np.uint8]) -> Iterator[tuple[Activations, int]]:
-        """Activations of one compute batch after the other, with the number of real images at its front."""
+    def _run(
+        self, pixels_BHW: NDArray[np.uint8], finish: Callable[[Activations, int], _Finished]
+    ) -> list[_Finished]:
+        """``finish`` of the activations of one compute batch after the other and the number of real images at its
+        front. It takes the results off the device, so that an earlier batch holds no memory there."""
         self._check_pixels(pixels_BHW)
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
-        step = self._images_per_call
-        for start in range(0, len(pixels_BHW), step):
-            chunk = pixels_BHW[start : start + step]
-            filler = self._filler(step - len(chunk))
+        finished: list[_Finished] = []
+        start = 0
+        while start < len(pixels_BHW):
+            chunk = pixels_BHW[start : start + self.micro_batch]
+            filler = self._filler(self.micro_batch - len(chunk))
             batch = torch.from_numpy(np.concatenate((chunk, filler)))
-            yield self._network(batch.to(self.device)), len(chunk)
+            try:
+                finished.append(finish(self._network(batch.to(self.device)), len(chunk)))
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                if self.micro_batch == 1:
+                    raise RunFailed(
+                        f"{self.device} has no memory for even one image; free it of other processes, "
+                        "or use a larger one"
+                    ) from error
+            else:
+                start += len(chunk)
+                continue
+            # Only here is the error gone, whose trace holds the tensors that did not fit.
+            self._halve()
+        return finished
+
+    def _halve(self) -> None:
+        self.micro_batch = max(1, self.micro_batch // 2)
+        self.halvings += 1
+        free_scratch(self._network)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def _to_scores(self, batch: Activations, size: int) -> Scores:
@@ -232,6 +268,11 @@ class Scorer:
                 f"the scorer takes [B, {expected[0]}, {expected[1]}] frames from cxr_ray.preprocess, "
                 f"found {list(pixels_BHW.shape)}"
             )
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device's memory ran out; its libraries say so in words of their own."""
+    return isinstance(error, torch.OutOfMemoryError) or "_STATUS_ALLOC_FAILED" in str(error)
 
 
 def _take(scores: Scores, size: int) -> Scores:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from cxr_ray.errors import UsageError
+from cxr_ray.errors import RunFailed, UsageError
+from cxr_ray.nets.folding import FoldedBranch, Scratch
 from cxr_ray.nets.path import Path as NetPath
 from cxr_ray.scorer import Scorer, Scores
 from cxr_ray.weights import Bundle, load_bundle, seeded_bundle
@@ -253,3 +254,59 @@ def test_gpu_agrees_with_cpu_and_with_itself(published: Scorer, shared_dir: Path
     assert np.abs(together.p_covid - published.score(pixels).p_covid).max() < 1e-5
     for order in ([6, 5, 4, 3, 2, 1, 0], [3, 3, 0], [5]):
         assert differing(pick(together, order), gpu.score(pixels[order])) == []
+
+
+class _Small(torch.nn.Module):
+    """The real network on a device that holds ``room`` images at a time."""
+
+    def __init__(self, network: torch.nn.Module, room: int) -> None:
+        super().__init__()
+        self.network, self.room, self.sizes = network, room, []
+
+    def forward(self, batch: torch.Tensor) -> Any:
+        self.sizes.append(len(batch))
+        if len(batch) > self.room:
+            self.scratch().padded("made", (len(batch), 1, 1, 1), 1, batch)
+            raise torch.OutOfMemoryError("CUDA out of memory (made)")
+        return self.network(batch)
+
+    def scratch(self) -> Scratch:
+        return next(module.scratch for module in self.modules() if isinstance(module, FoldedBranch))
+
+
+def on_a_device_with_room_for(bundle: Bundle, room: int, micro_batch: int) -> tuple[Scorer, _Small]:
+    scorer = Scorer(bundle)
+    scorer.micro_batch = micro_batch  # as on a GPU; a CPU would take one by one
+    scorer._network = small = _Small(scorer._network, room)  # type: ignore[assignment]
+    return scorer, small
+
+
+def test_a_device_that_runs_out_of_memory_gets_smaller_batches(scorer: Scorer, bundle: Bundle) -> None:
+    pixels = frames(5)
+    short, network = on_a_device_with_room_for(bundle, room=2, micro_batch=8)
+    scores, undisturbed = short.score(pixels), scorer.score(pixels)
+    assert network.sizes == [8, 4, 2, 2, 2]  # the last one filled up
+    assert (short.micro_batch, short.halvings) == (2, 2)
+    assert {len(buffer) for buffer in network.scratch()._buffers.values()} == {
+        2
+    }  # nothing of the larger ones is held
+    for name in SCORE_NAMES:
+        np.testing.assert_allclose(getattr(scores, name), getattr(undisturbed, name), rtol=0, atol=1e-5)
+    short.score(pixels[:1])
+    assert network.sizes[5:] == [2]  # a size that did not fit is not tried again
+    assert short.halvings == 2
+
+
+def test_no_memory_for_even_one_image_is_one_sentence(bundle: Bundle) -> None:
+    short, network = on_a_device_with_room_for(bundle, room=0, micro_batch=3)
+    with pytest.raises(RunFailed, match="no memory for even one image"):
+        short.score(frames(1))
+    assert network.sizes == [3, 1]
+
+
+def test_other_errors_of_the_device_are_not_taken_for_a_full_memory(bundle: Bundle) -> None:
+    short, _ = on_a_device_with_room_for(bundle, room=8, micro_batch=2)
+    short._network = lambda batch: torch.zeros(2) @ torch.zeros(3)  # type: ignore[assignment,misc]
+    with pytest.raises(RuntimeError, match="size"):
+        short.score(frames(1))
+    assert short.halvings == 0

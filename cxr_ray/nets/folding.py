@@ -35,6 +35,17 @@ class Scratch:
             self._buffers[key] = like.new_zeros(B, H + 2 * pad, W + 2 * pad, C).permute(0, 3, 1, 2)
         return self._buffers[key]
 
+    def clear(self) -> None:
+        """Let go of every buffer."""
+        self._buffers.clear()
+
+
+def free_scratch(network: nn.Module) -> None:
+    """Let go of the buffers of a folded network, such as those of a batch size that is not used any more."""
+    for module in network.modules():
+        if isinstance(module, FoldedBranch):
+            module.scratch.clear()
+
 
 def strip_rows(x_BCHW: Tensor) -> int:
     """Rows to take at a time: strips for one image on a CPU, where they cost no copy, else the whole frame."""
