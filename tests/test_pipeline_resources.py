@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cxr_ray.errors import UsageError
-from cxr_ray.pipeline.resources import share
+from cxr_ray.pipeline.resources import bytes_in_flight, share
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 4, 16, 64])
@@ -37,3 +37,24 @@ def test_ingest_needs_no_scorer(local: bool) -> None:
     assert found.actors == 0
     total = found.local_cpus if local else 2
     assert found.decode_tasks * found.decode_cpus + found.publish_cpus <= total
+
+
+def test_a_pool_that_grows_needs_room_for_its_beginning_only() -> None:
+    with pytest.raises(UsageError, match="actors=16 does not fit"):
+        share(cpus=10, gpus=0, local=False, scoring=True, actors=16, decode_tasks=None)
+    grown = share(cpus=10, gpus=0, local=False, scoring=True, actors=16, decode_tasks=None, min_actors=2)
+    fixed = share(cpus=10, gpus=0, local=False, scoring=True, actors=8, decode_tasks=None)
+    assert (grown.actors, grown.min_actors, fixed.min_actors) == (16, 2, None)
+    assert grown.decode_tasks >= fixed.decode_tasks
+    gpus = share(cpus=16, gpus=2, local=False, scoring=True, actors=20, decode_tasks=None, min_actors=1)
+    assert (gpus.device, gpus.actors, gpus.actor_gpus) == ("cuda", 20, 1.0)
+    with pytest.raises(UsageError, match="min_actors=3 is more than actors=2"):
+        share(cpus=10, gpus=0, local=True, scoring=True, actors=2, decode_tasks=None, min_actors=3)
+    with pytest.raises(UsageError, match="does not fit"):
+        share(cpus=4, gpus=0, local=False, scoring=True, actors=16, decode_tasks=None, min_actors=8)
+
+
+def test_what_is_in_flight_is_bounded_by_readers_and_scorers() -> None:
+    found = share(cpus=4, gpus=0, local=True, scoring=True, actors=2, decode_tasks=2)
+    assert bytes_in_flight(1000, found) == 2 * (3 * 2 + 2 * 2) * 1000 * (300 * 340 + 2048)
+    assert bytes_in_flight(1, found) == 512 * 2**20
