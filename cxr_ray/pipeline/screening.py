@@ -336,29 +336,34 @@ class Screening:
                 every=self.options.progress_seconds,
             ),
         ):
-            self.failures = publish_units(
-                open_units,
-                stages,
-                self.work.resources,
-                patience,
-                say=self.say,
-                timings=self.timings,
-                board=board,
-            )
+            try:
+                self.failures = publish_units(
+                    open_units,
+                    stages,
+                    self.work.resources,
+                    patience,
+                    say=self.say,
+                    timings=self.timings,
+                    board=board,
+                )
+            except CxrRayError as error:
+                self._record_failure(plan, str(error))
+                raise
         if self.failures:
-            self._record_failure(plan)
-            raise RunFailed(summary.failure_sentence(self.failures, self.attempt))
+            sentence = summary.failure_sentence(self.failures, self.attempt)
+            self._record_failure(plan, sentence)
+            raise RunFailed(sentence)
 
-    def _record_failure(self, plan: Plan) -> None:
+    def _record_failure(self, plan: Plan, sentence: str) -> None:
         """Write down what a run that ends unfinished has done; OUTPUT itself may be what failed."""
         try:
-            self._finish(plan)
+            self._finish(plan, sentence)
         except Exception as error:
             if not (is_storage_error(error) or isinstance(error, CxrRayError)):
                 raise
             self.say(f"note: runs/{self.attempt}.json could not be written ({reason_of(error)})")
 
-    def _finish(self, plan: Plan) -> Counts:
+    def _finish(self, plan: Plan, error: str | None = None) -> Counts:
         with self._timed("count"):
             counts = summary.count_rows(self.output, plan, self.work.identity.kind)
         record = {
@@ -374,6 +379,7 @@ class Screening:
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "timings": self.timings.summary(),
             "failed_units": len(self.failures),
+            "error": error,
         }
         failures = {"failures": [asdict(failure) for failure in self.failures]} if self.failures else {}
         self.output.probe(sweep=True)

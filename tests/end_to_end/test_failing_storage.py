@@ -1,9 +1,11 @@
-"""A storage that fails midway: exit 1, one sentence, nothing lost; the same command finishes the table."""
+"""A storage that fails midway: exit 1, a list, everything else published; the same command finishes the table."""
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 from s3_server import S3Server
 
@@ -18,8 +20,8 @@ def one_line(text: str) -> str:
     return lines[0]
 
 
-def test_refused_reads_and_writes_end_in_one_sentence(s3_server: S3Server, tmp_path: Path) -> None:
-    write_films(tmp_path / "films", 3)
+def test_what_fails_is_listed_and_everything_else_is_published(s3_server: S3Server, tmp_path: Path) -> None:
+    write_films(tmp_path / "films", 4)
     bucket = s3_server.make_bucket()
     fs = s3_server.filesystem()
     for path in (tmp_path / "films").iterdir():
@@ -29,14 +31,31 @@ def test_refused_reads_and_writes_end_in_one_sentence(s3_server: S3Server, tmp_p
         f"archive=s3://{bucket}/films",
         f"output=s3://{bucket}/out",
         *(f"{place}_options.{name}={value}" for place in ("archive", "output") for name, value in options),
+        "unit_size=1",
+        "unit_retries=1",
     )
+
+    def last_attempt() -> dict[str, Any]:
+        names = [name for name in fs.ls(f"{bucket}/out/runs", detail=False) if "started" not in name]
+        return json.loads(fs.cat_file(sorted(names)[-1]))
+
     try:
+        # One object fails for the storage's reasons throughout: two tries in each of two rounds.
         s3_server.set_faults(1.0, kinds=("403",), match="films/film-001.png")
         done = run_command(CHEAP_SCORE, *job)
         assert done.code == 1
-        assert "access denied" in one_line(done.err)
+        sentence = one_line(done.err)
+        assert "1 unit was not published (g00000-u000001)" in sentence
+        assert "access denied" in sentence
+        assert "round 2 of 2: trying 1 unit again" in done.out
+        assert len(fs.ls(f"{bucket}/out/scores")) == 3
+        record = last_attempt()
+        assert [failure["unit_id"] for failure in record["failures"]] == ["g00000-u000001"]
+        assert record["failures"][0]["retries"] == 1
+        assert (record["complete"], record["planned"], record["scored"]) == (False, 4, 3)
+        # OUTPUT refuses the missing part: nothing else is open, so nothing is published.
         s3_server.set_faults(1.0, kinds=("403",), match="scores/part-")
-        done = run_command(CHEAP_SCORE, *job)
+        done = run_command(CHEAP_SCORE, *job, "rounds=1", "unit_retries=0")
         assert done.code == 1
         assert "OUTPUT cannot be written (access denied)" in one_line(done.err)
     finally:
@@ -44,7 +63,10 @@ def test_refused_reads_and_writes_end_in_one_sentence(s3_server: S3Server, tmp_p
     done = run_command(CHEAP_SCORE, *job)
     assert done.code == 0, done.err[-2000:]
     storage = open_storage(f"s3://{bucket}/out", s3_server.storage_options)
-    assert read_table(f"{bucket}/out/scores", filesystem=storage.fs).num_rows == 3
+    assert read_table(f"{bucket}/out/scores", filesystem=storage.fs).num_rows == 4
+    assert last_attempt()["timings"]["units"] == 1
+    everything = "".join(fs.cat_file(name).decode("latin-1") for name in fs.find(f"{bucket}/out"))
+    assert s3_server.storage_options["secret"] not in everything
 
 
 def test_a_cluster_that_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
