@@ -17,6 +17,7 @@ from cxr_ray.pipeline.cluster import (
     _environment,
     _free_of_the_jobs,
     check_node,
+    object_store_bytes,
     publish_token,
     ray_session,
 )
@@ -78,6 +79,12 @@ def test_the_drivers_environment_comes_back(monkeypatch: pytest.MonkeyPatch) -> 
         assert os.environ["KEPT"] == "during"
     assert os.environ["KEPT"] == "before"
     assert "FRESH" not in os.environ
+
+
+def test_a_local_object_store_has_room_for_what_is_in_flight() -> None:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert object_store_bytes(0) == min(4 * 2**30, memory // 4)
+    assert object_store_bytes(10**15) == memory // 4
 
 
 def test_a_ray_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

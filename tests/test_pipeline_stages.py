@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -145,6 +147,16 @@ def test_a_part_tells_how_its_unit_went(stages: Stages, recorded: dict[str, Reco
     assert {entry[0] for entry in recorded["cxr_ray_compute_batch"].values} == {32}
     assert total["cxr_ray_batch_halvings"] == 1
     assert {metric.tags["attempt"] for metric in recorded.values()} == {"test"}
+
+
+def test_the_documented_query_finds_the_timings(stages: Stages) -> None:
+    outcomes = run(stages)
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "watch-a-run.md").read_text(encoding="utf-8")
+    query = re.findall(r"^```duckdb\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0]
+    rows = duckdb.sql(query.replace("OUTPUT", stages.output.storage.path)).fetchall()
+    assert len(rows) == len(outcomes)
+    assert {row[-1] for row in rows} == {32}
+    assert min(row[3] + row[4] for row in rows) > 0
 
 
 def test_a_refused_write_is_tried_again_and_counted(stages: Stages, recorded: dict[str, Recorded]) -> None:
