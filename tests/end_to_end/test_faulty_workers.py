@@ -95,9 +95,10 @@ def test_readers_that_are_killed_again_and_again_end_the_run(s3_server: S3Server
     killed = 0
     try:
         driver = psutil.Process(process.pid)
-        deadline = time.monotonic() + 280
+        deadline = time.monotonic() + 400
         while process.poll() is None and time.monotonic() < deadline:
-            killed += kill_readers(driver)
+            if (tmp_path / "out" / "plan").exists():  # before that nobody reads
+                killed += kill_readers(driver)
             time.sleep(0.2)
         assert process.poll() == 1
         assert process.stderr is not None
