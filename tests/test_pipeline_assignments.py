@@ -46,9 +46,9 @@ class Storm:
         self.passes: list[int] = []
         self.decode_rows = assignments.decode_rows
 
-    def __call__(self, images: Any, settings: InputSettings) -> Iterator[dict[str, Any]]:
+    def __call__(self, images: Any, settings: InputSettings, report: Any) -> Iterator[dict[str, Any]]:
         self.passes.append(len(images))
-        for number, row in enumerate(self.decode_rows(images, settings)):
+        for number, row in enumerate(self.decode_rows(images, settings, report)):
             if self.failures and 6 - len(images) + number == self.before:
                 self.failures -= 1
                 raise self.error

@@ -143,10 +143,12 @@ def test_how_a_process_ended(words: str, ending: Ending, how: str, hooks: None) 
 @pytest.mark.parametrize(("words", "how"), [("exit 3", "exit code 3"), ("segv", "SIGSEGV")])
 def test_a_suspect_is_tried_three_times_alone(words: str, how: str, decoder: IsolatedDecoder) -> None:
     decoder.decode("first", FILM, RECIPE)
-    crashed = decoder.decode("suspect", hook(words), RECIPE)
+    deaths: list[str] = []
+    crashed = decoder.decode("suspect", hook(words), RECIPE, on_death=lambda: deaths.append(words))
     assert code_of(crashed) == "decoder_crashed"
     assert how in str(crashed.error)
     assert decoder.starts == 1 + 3
+    assert len(deaths) == 1 + 3  # what keeps a run from looking stuck
     assert outcome(decoder.decode("next", FILM, RECIPE)) == outcome(decode_content(FILM, RECIPE))
 
 

@@ -143,7 +143,7 @@ def _stream_units(
     images: list[PlannedImage] = []
     for unit in assignment.units:
         images += read_unit(plan, unit)
-    rows = decode_rows(images, settings)
+    rows = decode_rows(images, settings, report)
     for unit in assignment.units:
         table = table_of(list(itertools.islice(rows, unit.images)))
         report(DECODED, table.num_rows)

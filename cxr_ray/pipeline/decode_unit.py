@@ -27,6 +27,9 @@ Report = Callable[[str, int], None]
 
 DECODED = "decoded"
 
+#: An image's decode process is gone and another one tries: no image is done, but the worker is not stuck either.
+DECODE_AGAIN = "decode_again"
+
 _REPORT_EVERY = 16
 
 
@@ -58,7 +61,7 @@ def decode_unit(
     """The unit table (``UNIT_SCHEMA``) of planned images of one container, in their order."""
     rows = []
     waiting = 0
-    for row in decode_rows(images, settings):
+    for row in decode_rows(images, settings, report):
         rows.append(row)
         waiting += 1
         if waiting == _REPORT_EVERY:
@@ -69,24 +72,28 @@ def decode_unit(
     return table_of(rows)
 
 
-def decode_rows(images: Sequence[PlannedImage], settings: InputSettings) -> Iterator[dict[str, Any]]:
-    """One row per planned image, in order, reading lazily (a tar.gz streams)."""
+def decode_rows(
+    images: Sequence[PlannedImage], settings: InputSettings, report: Report = no_report
+) -> Iterator[dict[str, Any]]:
+    """One row per planned image, in order, reading lazily (a tar.gz streams). Reports ``DECODE_AGAIN`` only."""
     sources = [image.source for image in images]
     contents: Iterable[bytes | InputError] = read_inputs(
         sources, settings.archive_options, max_bytes=settings.max_bytes, root=settings.archive_url
     )
     for image, content in zip(images, contents, strict=True):
-        yield decode_row(image, content, settings)
+        yield decode_row(image, content, settings, report)
 
 
-def decode_row(image: PlannedImage, content: bytes | InputError, settings: InputSettings) -> dict[str, Any]:
+def decode_row(
+    image: PlannedImage, content: bytes | InputError, settings: InputSettings, report: Report = no_report
+) -> dict[str, Any]:
     """Row of one image. Any ``InputError`` becomes a quarantined row with the facts known by then."""
     row = _planned_columns(image, settings.privacy)
     if isinstance(content, InputError):
         decoded = Decoded(error=content)
     else:
         row["content_sha256"] = hashlib.sha256(content).hexdigest()
-        decoded = _decoded(image, content, settings)
+        decoded = _decoded(image, content, settings, report)
     _add_facts(row, image, decoded.facts, decoded.identifiers, settings.privacy)
     row["flags"] = sorted(set(decoded.flags))
     row["pixels"] = decoded.pixels
@@ -97,13 +104,14 @@ def decode_row(image: PlannedImage, content: bytes | InputError, settings: Input
     return row
 
 
-def _decoded(image: PlannedImage, content: bytes, settings: InputSettings) -> Decoded:
+def _decoded(image: PlannedImage, content: bytes, settings: InputSettings, report: Report) -> Decoded:
     recipe = Recipe(
         policy=settings.decode_policy, max_bytes=settings.max_bytes, max_pixels=settings.max_pixels
     )
     if settings.process_limits is None:
         return decode_content(content, recipe)
-    return isolated_decoder(settings.process_limits).decode(image.image_id, content, recipe)
+    decoder = isolated_decoder(settings.process_limits)
+    return decoder.decode(image.image_id, content, recipe, on_death=lambda: report(DECODE_AGAIN, 1))
 
 
 def _planned_columns(image: PlannedImage, privacy: Privacy) -> dict[str, Any]:

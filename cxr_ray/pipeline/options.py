@@ -79,7 +79,7 @@ class JobOptions:
     """Encoded bytes of one image beyond which it is quarantined as ``oversized``."""
     max_pixels: int = 150_000_000
     """Pixels of one image beyond which it is quarantined as ``oversized``."""
-    decode_seconds: float = 60.0
+    decode_seconds: float = 30.0
     """Processor seconds of decoding one image beyond which it is quarantined as ``time_limit``."""
     decode_memory: int = 4 * 2**30
     """Bytes of memory of one decode process beyond which its image is quarantined as ``memory_limit``."""
@@ -94,7 +94,7 @@ class JobOptions:
     rounds: int = 2
     """Passes over the units that failed; what fails in the last one is left for the next run (exit 1)."""
     no_progress_seconds: float = 600.0
-    """End the run with exit 1 when no image was read, scored or published for so long."""
+    """End the run with exit 1 when nothing was done or tried again for so long; above ten ``decode_seconds``."""
     ray_address: str | None = None
     """Ray cluster to join; default: RAY_ADDRESS where set (a submitted job), else a local one."""
 

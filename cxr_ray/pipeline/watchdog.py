@@ -15,7 +15,7 @@ import ray
 
 from cxr_ray.errors import RunFailed
 from cxr_ray.pipeline import executor_state
-from cxr_ray.pipeline.decode_unit import DECODED
+from cxr_ray.pipeline.decode_unit import DECODE_AGAIN, DECODED
 from cxr_ray.pipeline.progress import RETRIED
 from cxr_ray.pipeline.score_unit import DONE
 
@@ -92,7 +92,7 @@ class Watchdog:
             try:
                 counts = ray.get(self._answer)
                 self._counts = {name: min(counts.get(name, 0), self._images) for name in _COUNTED}
-                self._counts[RETRIED] = counts.get(RETRIED, 0)
+                self._counts |= {name: counts.get(name, 0) for name in (RETRIED, DECODE_AGAIN)}
             except ray.exceptions.RayError:
                 pass  # the board is restarting: keep what it said last
             self._answer = None

@@ -66,8 +66,8 @@ class ProcessLimits:
         memory_bytes: resident memory of the process, its own 90 MB included.
     """
 
-    cpu_seconds: float = 60.0
-    wall_seconds: float = 600.0
+    cpu_seconds: float = 30.0
+    wall_seconds: float = 300.0
     memory_bytes: int = 4 * 2**30
 
     @classmethod

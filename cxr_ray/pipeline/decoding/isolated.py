@@ -46,8 +46,10 @@ class IsolatedDecoder:
         self._child: ChildProcess | None = None
         self._lock = threading.Lock()
 
-    def decode(self, image_id: str, content: bytes, recipe: Recipe) -> Decoded:
-        """Decode one image; threads take turns.
+    def decode(
+        self, image_id: str, content: bytes, recipe: Recipe, on_death: Callable[[], None] = lambda: None
+    ) -> Decoded:
+        """Decode one image; threads take turns. ``on_death`` is called whenever a process of it has ended.
 
         Raises:
             WorkerKilled: the process is killed from outside again and again, or cannot even start. Nothing is known
@@ -56,7 +58,7 @@ class IsolatedDecoder:
         with self._lock:
             self.suspect = image_id
             try:
-                return self._until_verdict(content, recipe)
+                return self._until_verdict(content, recipe, on_death)
             except BaseException:
                 self.close()  # interrupted in the middle: the answer still to come is not the next image's
                 raise
@@ -69,7 +71,7 @@ class IsolatedDecoder:
         if child is not None:
             child.close()
 
-    def _until_verdict(self, content: bytes, recipe: Recipe) -> Decoded:
+    def _until_verdict(self, content: bytes, recipe: Recipe, on_death: Callable[[], None]) -> Decoded:
         deaths: Counter[Ending] = Counter()
         kills = 0
         while True:
@@ -84,6 +86,7 @@ class IsolatedDecoder:
                     return replace(answer, error=_MEANINGS[death.ending](self.limits, death))
                 answer = death
             self.close()
+            on_death()
             if answer.ending is Ending.KILLED:
                 self._pause(kills, answer)
                 kills += 1
