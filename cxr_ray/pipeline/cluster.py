@@ -248,7 +248,8 @@ def check_node(expected: NodeExpectation, bundle: bytes | None) -> str | None:
 
 
 def check_nodes(expected: NodeExpectation, bundle: bytes | None, seconds: float = CHECK_SECONDS) -> int:
-    """Check one node of every type; returns how many were checked.
+    """Check one node of every type; returns how many were checked. A node that is lost meanwhile is no longer
+    the run's concern: another of its type is checked, if there is one.
 
     Raises:
         UsageError: naming the node and what is wrong with it, or that it did not answer in time.
@@ -272,6 +273,13 @@ def check_nodes(expected: NodeExpectation, bundle: bytes | None, seconds: float 
                 f"node {name} did not answer within {seconds:.0f} s; "
                 "check its network, the archive's and OUTPUT's endpoint"
             ) from error
+        except (
+            ray.exceptions.TaskUnschedulableError
+        ) as error:  # Ray lists a dead node as alive for some seconds
+            if time.monotonic() > deadline:
+                raise UsageError(f"node {name} left the cluster, and none took its place") from error
+            time.sleep(1)
+            return check_nodes(expected, bundle, deadline - time.monotonic())
         except ray.exceptions.RayError as error:
             raise UsageError(
                 f"node {name} cannot run cxr_ray ({_last_line(error)}); install the same packages on every node"
