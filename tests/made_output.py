@@ -6,7 +6,6 @@ results have real part files. Scores depend on the pixels only, and mean nothing
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,20 +31,26 @@ from cxr_ray.pipeline.score_unit import score_unit
 from cxr_ray.pipeline.shard_source import list_shards, read_shard_unit, shards_identity
 
 #: A test that needs a run to last sets this in the job's environment.
-SECONDS_PER_IMAGE = float(os.environ.get("MADE_SCORER_SECONDS", "0"))
 
 IDENTITY = Identity(kind=KIND_SCORES, document={"tensors": "made", "decode_policy": "corrected"})
 
 
 class MadeScorer:
-    """Evidence from a blurred image, lungs from an ellipse, probability from the mean grey level."""
+    """Evidence from a blurred image, lungs from an ellipse, probability from the mean grey level.
+
+    Args:
+        seconds_per_image: pretends to think for so long, so that a test has time to disturb a run.
+    """
 
     compute_batch = 1
+
+    def __init__(self, seconds_per_image: float = 0.0) -> None:
+        self.seconds_per_image = seconds_per_image
 
     def score(self, pixels_BHW: np.ndarray) -> Any:
         """What ``Scorer.score`` returns, as far as the pipeline asks for it."""
         count = len(pixels_BHW)
-        time.sleep(count * SECONDS_PER_IMAGE)
+        time.sleep(self.seconds_per_image * count)
         rows, columns = np.mgrid[:300, :340]
         lungs_HW = np.hypot((rows - 150) / 110, (np.abs(columns - 170) - 70) / 50) < 1
         small = [cv2.resize(frame, (85, 75), interpolation=cv2.INTER_AREA) for frame in pixels_BHW]

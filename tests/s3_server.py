@@ -24,7 +24,8 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -136,23 +137,51 @@ class S3Server:
         self._control("_log", clear="1")
 
     def set_faults(
-        self, probability: float, *, kinds: Iterable[str] = ("503",), match: str = "", seed: int = 0
+        self,
+        probability: float,
+        *,
+        kinds: Iterable[str] = ("503",),
+        match: str = "",
+        seed: int = 0,
+        slow_seconds: float = 2.0,
     ) -> None:
-        """From now on fail this share of the requests whose path contains ``match``.
+        """From now on fail this share of the requests whose path contains ``match``, each kind as often.
 
         Kinds: "503" (SlowDown), "500" (InternalError), "403" (AccessDenied), "truncate" (half of the body of
-        a GET, then the connection closes), "slow" (2 s late). Reproducible for one seed and one
+        a GET, then the connection closes), "slow" (``slow_seconds`` late). Reproducible for one seed and one
         order of requests.
         """
-        self._control("_faults", p=str(probability), kinds=",".join(kinds), match=match, seed=str(seed))
+        names = list(kinds)
+        self.set_fault_mix(
+            dict.fromkeys(names, probability / len(names)),
+            match=match,
+            seed=seed,
+            slow_seconds=slow_seconds,
+        )
+
+    def set_fault_mix(
+        self, shares: Mapping[str, float], *, match: str = "", seed: int = 0, slow_seconds: float = 2.0
+    ) -> None:
+        """From now on give each kind of fault its own share of the requests; the shares add up to 1 at most."""
+        self._control(
+            "_faults",
+            mix=",".join(f"{kind}:{share}" for kind, share in shares.items()),
+            match=match,
+            seed=str(seed),
+            slow=str(slow_seconds),
+        )
+
+    def faults(self) -> dict[str, int]:
+        """How many requests were failed so far by the mix that is set, by kind."""
+        return dict(json.loads(self._control("_faults")))
 
     def ignore_preconditions(self, ignore: bool = True) -> None:
         """From now on accept every write, as a store does that knows no ``If-None-Match``."""
         self._control("_preconditions", ignore="1" if ignore else "")
 
     def clear_faults(self) -> int:
-        """Stop failing; returns how many requests were failed since ``set_faults``."""
-        return int(self._control("_faults", p="0"))
+        """Stop failing; returns how many requests were failed since the faults were set."""
+        return sum(json.loads(self._control("_faults", mix="none:0")).values())
 
     def _control(self, address: str, **query: str) -> str:
         url = f"{self.endpoint_url}/{address}?{urllib.parse.urlencode(query)}"
@@ -177,8 +206,9 @@ class _LogAndFaults:
         self.app = app
         self.lock = threading.Lock()
         self.log: list[dict[str, Any]] = []
-        self.probability, self.kinds, self.match = 0.0, ["503"], ""
-        self.random, self.injected = random.Random(0), 0
+        self.shares: dict[str, float] = {}
+        self.match, self.slow_seconds = "", 2.0
+        self.random, self.injected = random.Random(0), Counter[str]()
         self.ignore_preconditions = False
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -205,7 +235,7 @@ class _LogAndFaults:
             entry["status"] = int(status.split()[0])
             return start_response(status, headers, error)
 
-        fault = self._draw(environ["PATH_INFO"])
+        fault = self._draw(environ["REQUEST_METHOD"], environ["PATH_INFO"])
         if fault in ERRORS:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             status, code = ERRORS[fault]
@@ -214,19 +244,27 @@ class _LogAndFaults:
             start(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
             return [body]
         if fault == "slow":
-            time.sleep(2)
+            time.sleep(self.slow_seconds)
         body = b"".join(self.app(environ, start))
-        if fault == "truncate" and environ["REQUEST_METHOD"] == "GET":
+        if fault == "truncate":
             body = body[: len(body) // 2]
         entry["bytes"] = len(body)
         return [body]
 
-    def _draw(self, path: str) -> str | None:
+    def _draw(self, method: str, path: str) -> str | None:
+        """The fault of this request, if any; only a GET has a body to cut."""
         with self.lock:
-            if self.match not in path or self.random.random() >= self.probability:
+            if self.match not in path:
                 return None
-            self.injected += 1
-            return self.random.choice(self.kinds)
+            drawn = self.random.random()
+            for kind, share in self.shares.items():
+                drawn -= share
+                if drawn < 0:
+                    if kind == "truncate" and method != "GET":
+                        return None
+                    self.injected[kind] += 1
+                    return kind
+            return None
 
     def _log(self, query: dict[str, str]) -> str:
         with self.lock:
@@ -239,13 +277,17 @@ class _LogAndFaults:
         return ""
 
     def _faults(self, query: dict[str, str]) -> str:
+        """The counts so far; with ``mix``, those before the new mix begins."""
         with self.lock:
-            injected, self.injected = self.injected, 0
-            self.probability = float(query.get("p", "0"))
-            self.kinds = query.get("kinds", "503").split(",")
-            self.match = query.get("match", "")
-            self.random = random.Random(int(query.get("seed", "0")))
-            return str(injected)
+            counts = json.dumps(self.injected)
+            if "mix" in query:
+                self.injected = Counter()
+                mix = (pair.split(":") for pair in query.get("mix", "").split(",") if pair)
+                self.shares = {kind: float(share) for kind, share in mix}
+                self.match = query.get("match", "")
+                self.slow_seconds = float(query.get("slow", "2"))
+                self.random = random.Random(int(query.get("seed", "0")))
+            return counts
 
 
 def _exit_with_parent() -> None:

@@ -26,7 +26,7 @@ from end_to_end.commands import (
 )
 
 #: The runs last long enough to meet.
-SLOW = {"MADE_SCORER_SECONDS": "0.3"}
+SLOW = {"CHEAP_SCORE_SECONDS": "0.3"}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_a_store_without_preconditions_is_refused(films: Path, s3_server: S3Serv
 def test_a_second_single_writer_is_refused_and_a_later_one_takes_over(films: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = [CHEAP_SCORE, f"archive={films}", f"output={output}", "fencing=single_writer", "actors=1"]
-    with started(command, MADE_SCORER_SECONDS="30") as first:
+    with started(command, CHEAP_SCORE_SECONDS="30") as first:
         wait_until(lambda: (output / LEASE_FILE).exists(), first)
         second = run_command(*command)
         assert second.code == 2, second.err[-2000:]
