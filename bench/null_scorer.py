@@ -2,12 +2,16 @@
 
     python bench/null_scorer.py archive=URL output=URL [any option of jobs/score.py]
 
-Its scores mean nothing.
+The environment variable NULL_SCORER_SECONDS makes it sleep so long per image, which costs no CPU. Its scores mean
+nothing.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,8 @@ class NullScorer:
 
     compute_batch = 16
 
-    def __init__(self) -> None:
+    def __init__(self, seconds_per_image: float = 0.0) -> None:
+        self.seconds_per_image = seconds_per_image
         rows, columns = np.mgrid[0:75, 0:85].astype(np.float32)
         self.evidence = 20 * np.sin(rows / 9) * np.cos(columns / 7) + rows / 10
         mask = np.zeros((ROWS, COLUMNS), np.uint8)
@@ -39,6 +44,7 @@ class NullScorer:
         from cxr_ray.scorer import Scores
 
         batch = len(pixels_BHW)
+        time.sleep(self.seconds_per_image * batch)
         half = np.full(batch, 0.5, np.float32)
         return Scores(
             p_covid=half,
@@ -58,7 +64,8 @@ def run_null_score(options: ScoreOptions) -> int:
     """``run_score`` without the network."""
     from cxr_ray.pipeline.score_job import run_score
 
-    return run_score(options, scorer=NullScorer)
+    seconds = float(os.environ.get("NULL_SCORER_SECONDS", "0"))
+    return run_score(options, scorer=partial(NullScorer, seconds_per_image=seconds))
 
 
 if __name__ == "__main__":

@@ -135,16 +135,25 @@ def write_films(folder: Path, count: int) -> str:
 
 def make_shards(folder: Path, images: int) -> str:
     """An ingest OUTPUT of noisy phantom frames, without decoding anything."""
+    rng = np.random.default_rng(0)
+    frames = [preprocess(phantom(np.random.default_rng(seed))) for seed in range(8)]
+    identity, publisher = begin_shards(folder)
+    for start in range(0, images, SHARD_ROWS):
+        numbers = range(start, min(start + SHARD_ROWS, images))
+        noisy = [frames[number % 8] ^ rng.integers(0, 4, (ROWS, COLUMNS), np.uint8) for number in numbers]
+        write_shard(publisher, identity, start // SHARD_ROWS, start, noisy)
+    return str(folder)
+
+
+def begin_shards(folder: Path) -> tuple[Any, Any]:
+    """A new ingest OUTPUT: its identity and its publisher."""
     from cxr_ray.archives.storage import open_storage
     from cxr_ray.pipeline.identity import KIND_SHARDS, Identity, claim_identity
     from cxr_ray.pipeline.job import preprocessing_id
-    from cxr_ray.pipeline.parts import PartFooter, publish_part
     from cxr_ray.pipeline.privacy import Privacy
     from cxr_ray.pipeline.publish import Publisher
-    from cxr_ray.shards import READY, SHARD_SCHEMA_VERSION, table_of
+    from cxr_ray.shards import SHARD_SCHEMA_VERSION
 
-    rng = np.random.default_rng(0)
-    frames = [preprocess(phantom(np.random.default_rng(seed))) for seed in range(8)]
     document = {
         "schema_version": SHARD_SCHEMA_VERSION,
         "preprocessing": preprocessing_id("corrected"),
@@ -153,19 +162,25 @@ def make_shards(folder: Path, images: int) -> str:
     identity = Identity(kind=KIND_SHARDS, document=document)
     publisher = Publisher(open_storage(str(folder)))
     claim_identity(publisher, identity)
-    for start in range(0, images, SHARD_ROWS):
-        rows = []
-        for number in range(start, min(start + SHARD_ROWS, images)):
-            noisy = frames[number % 8] ^ rng.integers(0, 4, (ROWS, COLUMNS), np.uint8)
-            row = {"image_id": f"{number:032x}", "uri": f"file:///films/{number}.png", "status": READY}
-            rows.append(row | {"flags": [], "pixels": noisy.tobytes()})
-        footer = PartFooter(
-            identity=identity.hash, unit_id=f"g00000-u{start // SHARD_ROWS:06d}", generation=0, attempt="bench",
-            code_version="bench", device="cpu", compute_batch=None, threads=None, dtype=None, weights=None,
-            decode_policy="corrected", calibration_id=None, fencing="create_only",
-        )  # fmt: skip
-        publish_part(publisher, table_of(rows), KIND_SHARDS, footer)
-    return str(folder)
+    return identity, publisher
+
+
+def write_shard(publisher: Any, identity: Any, unit: int, first: int, frames: list[np.ndarray]) -> None:
+    """Publish frames (uint8 [300, 340]) as one shard; ``first`` is the number of the first image."""
+    from cxr_ray.pipeline.identity import KIND_SHARDS
+    from cxr_ray.pipeline.parts import PartFooter, publish_part
+    from cxr_ray.shards import READY, table_of
+
+    rows = []
+    for number, frame in enumerate(frames, first):
+        row = {"image_id": f"{number:032x}", "uri": f"file:///films/{number}.png", "status": READY}
+        rows.append(row | {"flags": [], "pixels": frame.tobytes()})
+    footer = PartFooter(
+        identity=identity.hash, unit_id=f"g00000-u{unit:06d}", generation=0, attempt="bench",
+        code_version="bench", device="cpu", compute_batch=None, threads=None, dtype=None, weights=None,
+        decode_policy="corrected", calibration_id=None, fencing="create_only",
+    )  # fmt: skip
+    publish_part(publisher, table_of(rows), KIND_SHARDS, footer)
 
 
 def reading_cpu(archive: str) -> float:

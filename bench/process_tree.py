@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import psutil
@@ -32,7 +33,11 @@ class Measured:
         return sum(self.cpu_s.values())
 
 
-def measure(command: list[str], env: dict[str, str] | None = None) -> Measured:
+#: Called with every sample: CPU seconds of the tree so far, and its living processes, the command's own first.
+Watch = Callable[[float, list[psutil.Process]], None]
+
+
+def measure(command: list[str], env: dict[str, str] | None = None, watch: Watch | None = None) -> Measured:
     """Run ``command``, sampling its process tree until it ends (a worker that dies keeps its last sample)."""
     start = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
@@ -52,6 +57,8 @@ def measure(command: list[str], env: dict[str, str] | None = None) -> Measured:
                     seen[(member.pid, member.create_time())] = (member.name(), times.user + times.system)
                 except psutil.NoSuchProcess:
                     continue
+            if watch is not None:
+                watch(sum(seconds for _, seconds in seen.values()), members)
 
     sampler = threading.Thread(target=sample, daemon=True)
     sampler.start()
