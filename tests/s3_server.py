@@ -21,7 +21,6 @@ import random
 import subprocess
 import sys
 import threading
-import time
 import urllib.parse
 import urllib.request
 from collections import Counter
@@ -148,8 +147,8 @@ class S3Server:
         """From now on fail this share of the requests whose path contains ``match``, each kind as often.
 
         Kinds: "503" (SlowDown), "500" (InternalError), "403" (AccessDenied), "truncate" (half of the body of
-        a GET, then the connection closes), "slow" (``slow_seconds`` late). Reproducible for one seed and one
-        order of requests.
+        a GET, then the connection closes), "slow" (``slow_seconds`` late, or until the faults are cleared).
+        Reproducible for one seed and one order of requests.
         """
         names = list(kinds)
         self.set_fault_mix(
@@ -208,6 +207,7 @@ class _LogAndFaults:
         self.log: list[dict[str, Any]] = []
         self.shares: dict[str, float] = {}
         self.match, self.slow_seconds = "", 2.0
+        self.cleared = threading.Event()
         self.random, self.injected = random.Random(0), Counter[str]()
         self.ignore_preconditions = False
 
@@ -244,7 +244,7 @@ class _LogAndFaults:
             start(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
             return [body]
         if fault == "slow":
-            time.sleep(self.slow_seconds)
+            self.cleared.wait(self.slow_seconds)
         body = b"".join(self.app(environ, start))
         if fault == "truncate":
             body = body[: len(body) // 2]
@@ -282,6 +282,8 @@ class _LogAndFaults:
             counts = json.dumps(self.injected)
             if "mix" in query:
                 self.injected = Counter()
+                self.cleared.set()
+                self.cleared = threading.Event()
                 mix = (pair.split(":") for pair in query.get("mix", "").split(",") if pair)
                 self.shares = {kind: float(share) for kind, share in mix}
                 self.match = query.get("match", "")

@@ -95,7 +95,7 @@ def assert_as_if_nothing_happened(place: Place, undisturbed: pa.Table) -> None:
 
 def kills(kinds: list[str], seed: int) -> list[Kill]:
     units = (PLAIN + PACKED) // UNIT
-    every = max(1, 2 * units // (KILLS + 3)) if not nightly() else 5
+    every = max(1, units // (KILLS + 3)) if not nightly() else 4
     return schedule(random.Random(seed), kinds, KILLS, every)
 
 
