@@ -28,7 +28,7 @@ from end_to_end.table_reader import TableReader
 WORKER, ACTOR, RAYLET, DRIVER, ALL = "worker", "actor", "raylet", "driver", "all"
 """What is killed: a process running a read or publish task, a scorer, a node, the driver, or every process."""
 
-PATIENCE = 300.0
+PATIENCE = 600.0
 """Seconds without a new part, an end of the job or a victim, after which a test gives up."""
 
 _TITLES = {WORKER: "ray::MapBatches(", ACTOR: "ray::MapWorker("}

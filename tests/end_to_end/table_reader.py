@@ -53,7 +53,6 @@ class TableReader:
             AssertionError: with what was.
         """
         assert not self.problems, self.problems[:10]
-        assert self._thread.is_alive() or self._stop.is_set(), "the reader died"
 
     def _run(self) -> None:
         look = self._place.look()

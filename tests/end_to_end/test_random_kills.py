@@ -35,7 +35,7 @@ from end_to_end.commands import run_command, score_cheaply
 from end_to_end.places import Place
 from end_to_end.small_cluster import SmallCluster
 
-pytestmark = pytest.mark.timeout(4 * 3600 if nightly() else 1200)
+pytestmark = pytest.mark.timeout(4 * 3600 if nightly() else 2400)
 
 KILLS = 52 if nightly() else 6
 """On each of the two: local disk and local Ray, S3 and a cluster of three nodes."""

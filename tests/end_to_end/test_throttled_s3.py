@@ -24,7 +24,7 @@ from end_to_end.commands import (
 )
 from end_to_end.places import Place
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 FILMS = 90
 UNIT = 6
