@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -70,7 +71,8 @@ class Run:
     def kept(self) -> list[Sample]:
         """From a tenth of the images, and all scorers ready, to the last part."""
         ready = next(i for i, s in enumerate(self.samples) if s.scorers_ready >= self.actors)
-        return [s for s in self.samples[ready:] if s.images >= self.images / 10]
+        end = next(i for i, s in enumerate(self.samples) if s.images >= self.images)
+        return [s for s in self.samples[ready : end + 1] if s.images >= self.images / 10]
 
     def windows(self) -> list[list[Sample]]:
         """``kept`` in equal parts by images; neighbours share a sample."""
@@ -160,6 +162,7 @@ def run(shards: str, output: str, *, images: int, actors: int, sleep: float = 0.
     done = measure(command, env=environment, watch=sampler)
     if done.code:
         raise SystemExit("\n".join(line for _, line in done.lines[-20:]))
+    shutil.rmtree(output)
     return Run(done, sampler.samples, images, actors)
 
 

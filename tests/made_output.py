@@ -30,8 +30,6 @@ from cxr_ray.pipeline.publish import Publisher
 from cxr_ray.pipeline.score_unit import score_unit
 from cxr_ray.pipeline.shard_source import list_shards, read_shard_unit, shards_identity
 
-#: A test that needs a run to last sets this in the job's environment.
-
 IDENTITY = Identity(kind=KIND_SCORES, document={"tensors": "made", "decode_policy": "corrected"})
 
 

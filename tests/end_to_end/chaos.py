@@ -11,7 +11,6 @@ import random
 import secrets
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from end_to_end.commands import CHEAP_SCORE, ROOT, job_environment, kill_tree
+from end_to_end.commands import CHEAP_SCORE, job_environment, kill_tree, started
 from end_to_end.places import Place
 from end_to_end.small_cluster import SmallCluster
 from end_to_end.table_reader import TableReader
@@ -138,31 +137,19 @@ class Campaign:
         command = [CHEAP_SCORE, f"archive={self.archive}", f"output={place.url}", *place.job_options()]
         if self.cluster is not None:
             command.append(f"ray_address={self.cluster.address}")
-        with open(self.log, "a") as log:
-            driver = subprocess.Popen(
-                [sys.executable, *command, *self.options],
-                cwd=ROOT,
-                env=job_environment(CHEAP_SCORE_SECONDS=str(self.seconds_per_image)),
-                stdout=log,
-                stderr=log,
-                text=True,
-            )
-        try:
+        env = job_environment(CHEAP_SCORE_SECONDS=str(self.seconds_per_image))
+        with started([*command, *self.options], env=env, log=self.log) as driver:
             look = place.look()
             while queue and driver.poll() is None:
                 kill = queue[0]
-                start = len(look.parts())
-                if not _wait(
-                    lambda kill=kill, start=start: len(look.parts()) >= start + kill.after_parts, driver
-                ):
+                wanted = len(look.parts()) + kill.after_parts
+                if not _wait(lambda wanted=wanted: len(look.parts()) >= wanted, driver):
                     break
                 time.sleep(kill.seconds)
                 if driver.poll() is None and self._kill(kill.what, driver):
                     queue.popleft()
                     self.done.append(kill.what)
             return self._wait_for_end(driver, lambda: len(look.parts()))
-        finally:
-            kill_tree(driver)
 
     def _kill(self, what: str, driver: subprocess.Popen[str]) -> bool:
         """Kill; False where the job ended before there was a victim."""

@@ -107,17 +107,22 @@ def run_side_by_side(
 
 
 @contextmanager
-def started(command: list[str], **extra: str) -> Iterator[subprocess.Popen[str]]:
-    """A command of the project while it runs, with more environment variables; at the end of the block its whole
-    tree is killed."""
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=job_environment(**extra),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+def started(
+    command: list[str], *, env: dict[str, str] | None = None, log: Path = Path(os.devnull)
+) -> Iterator[subprocess.Popen[str]]:
+    """A command of the project while it runs; at the end of the block its whole tree is killed.
+
+    What it says is appended to ``log``.
+    """
+    with open(log, "a") as said:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=env or job_environment(),
+            stdout=said,
+            stderr=said,
+            text=True,
+        )
     try:
         yield process
     finally:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from s3_server import S3Server
 
-from end_to_end.commands import Finished, job_environment, run_command, run_until, write_films
+from end_to_end.commands import Finished, job_environment, run_command, started, wait_until, write_films
 from end_to_end.leaks import found_in_bytes, found_in_files, found_in_folder
 from end_to_end.places import Place
 
@@ -85,20 +85,14 @@ def on_s3(bucket: str, name: str, server: S3Server, secret: dict[str, str]) -> P
     )
 
 
-def assert_kept(secret: dict[str, str], done: Finished | None, place: Place | None, ray_folder: Path) -> None:
+def assert_kept(secret: dict[str, str], done: Finished, place: Place | None, ray_folder: Path) -> None:
     """None of the secrets was said, written into OUTPUT, or logged by Ray."""
-    found = []
-    if done is not None:
-        found += [
-            *found_in_bytes("stdout", done.out.encode(), secret),
-            *found_in_bytes("stderr", done.err.encode(), secret),
-        ]
+    found = [*found_in_bytes("stdout", done.out.encode(), secret)]
+    found += found_in_bytes("stderr", done.err.encode(), secret)
     if place is not None:
         files = place.look().files()
         assert files, "nothing was written, so nothing was searched"
         found += found_in_files(files, secret)
-    logs = [path for path in ray_folder.rglob("logs/*") if path.is_file()]
-    assert logs or done is not None, "Ray left no logs where they were looked for"
     found += found_in_folder(ray_folder, secret)
     assert not found, "\n".join(found)
 
@@ -143,18 +137,16 @@ def test_a_run_that_is_refused_access(
 
 
 def test_a_run_that_is_killed(
-    bucket: str,
-    s3_server: S3Server,
-    secret: dict[str, str],
-    ray_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    bucket: str, s3_server: S3Server, secret: dict[str, str], ray_folder: Path, tmp_path: Path
 ) -> None:
     place = on_s3(bucket, "killed", s3_server, secret)
-    for name, value in environment(secret, ray_folder).items():
-        monkeypatch.setenv(name, value)
     look = place.look()
-    run_until(command(place, bucket, s3_server, secret), lambda: len(look.parts()) > 0)
-    assert_kept(secret, None, place, ray_folder)
+    log = tmp_path / "log.txt"
+    job = command(place, bucket, s3_server, secret)
+    with started(job, env=environment(secret, ray_folder), log=log) as process:
+        wait_until(lambda: len(look.parts()) > 0, process)
+    assert list(ray_folder.rglob("logs/*")), "Ray kept its logs elsewhere"
+    assert_kept(secret, Finished(-9, log.read_text(), ""), place, ray_folder)
 
 
 @pytest.mark.parametrize(

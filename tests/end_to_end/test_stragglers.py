@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 from s3_server import S3Server
 
 from end_to_end.chaos import PATIENCE
-from end_to_end.commands import CHEAP_SCORE, ROOT, job_environment, kill_tree, wait_until, write_films
+from end_to_end.commands import CHEAP_SCORE, started, wait_until, write_films
 from end_to_end.places import Place
 
 FILMS = 16
@@ -28,23 +26,19 @@ def test_finished_units_are_published_while_a_slow_one_is_read(s3_server: S3Serv
     command += [f"unit_size={UNIT}", "actors=2", "decode_tasks=2"]
     # Late by ten minutes, or until the faults are cleared; the client itself asks again after one minute.
     s3_server.set_faults(1.0, kinds=("slow",), match=f"{bucket}/{SLOW}", slow_seconds=600)
-    log = open(tmp_path / "log.txt", "w+")  # noqa: SIM115 - closed with the process
-    process = subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, env=job_environment(), stdout=log, stderr=log, text=True
-    )
+    log = tmp_path / "log.txt"
+    look = place.look()
     try:
-        look = place.look()
-        wait_until(lambda: len(look.parts()) == FILMS // UNIT - 1, process, PATIENCE)
-        assert s3_server.faults()["slow"] >= 1
-        time.sleep(1)
-        assert process.poll() is None
-        assert len(look.parts()) == FILMS // UNIT - 1
-        s3_server.clear_faults()
-        assert process.wait(timeout=PATIENCE) == 0, (tmp_path / "log.txt").read_text()[-2000:]
+        with started(command, log=log) as process:
+            wait_until(lambda: len(look.parts()) == FILMS // UNIT - 1, process, PATIENCE)
+            assert s3_server.faults()["slow"] >= 1
+            time.sleep(1)
+            assert process.poll() is None
+            assert len(look.parts()) == FILMS // UNIT - 1
+            s3_server.clear_faults()
+            assert process.wait(timeout=PATIENCE) == 0, log.read_text()[-2000:]
     finally:
         s3_server.clear_faults()
-        kill_tree(process)
-        log.close()
     table = look.table()
     assert table.num_rows == FILMS
     assert set(table.column("status").to_pylist()) == {"scored"}

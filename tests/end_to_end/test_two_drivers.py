@@ -87,7 +87,7 @@ def test_a_store_without_preconditions_is_refused(films: Path, s3_server: S3Serv
 def test_a_second_single_writer_is_refused_and_a_later_one_takes_over(films: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = [CHEAP_SCORE, f"archive={films}", f"output={output}", "fencing=single_writer", "actors=1"]
-    with started(command, CHEAP_SCORE_SECONDS="30") as first:
+    with started(command, env=job_environment(CHEAP_SCORE_SECONDS="30")) as first:
         wait_until(lambda: (output / LEASE_FILE).exists(), first)
         second = run_command(*command)
         assert second.code == 2, second.err[-2000:]
