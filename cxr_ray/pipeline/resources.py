@@ -114,7 +114,9 @@ def share(
         decode_cpus=decode_cpus,
         publish_cpus=publish_cpus,
         decode_tasks=tasks,
-        local_cpus=wanted + math.ceil(free + spare),
+        # One more than are used: Ray Data keeps CPUs back for each stage, and without it lets only one unit of a
+        # machine of two cores be read at a time, so that a slow one holds up all others.
+        local_cpus=wanted + math.ceil(free + spare) + 1,
         min_actors=min_actors,
     )
 
