@@ -16,6 +16,8 @@ from end_to_end.commands import Finished, job_environment, run_command, started,
 from end_to_end.leaks import found_in_bytes, found_in_files, found_in_folder
 from end_to_end.places import Place
 
+pytestmark = pytest.mark.timeout(1200)
+
 FILMS = 6
 KINDS = (
     "option_key",

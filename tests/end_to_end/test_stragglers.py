@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
 from s3_server import S3Server
 
 from end_to_end.chaos import PATIENCE
 from end_to_end.commands import CHEAP_SCORE, started, wait_until, write_films
 from end_to_end.places import Place
+
+pytestmark = pytest.mark.timeout(1800)
 
 FILMS = 16
 UNIT = 2
