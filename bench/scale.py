@@ -231,7 +231,12 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--actors", type=int, nargs="+", default=[2, 4, 8])
-    parser.add_argument("--sleep-images", type=int, default=24_000, help="images of the run that sleeps")
+    parser.add_argument(
+        "--sleep-images",
+        type=int,
+        default=24_000,
+        help="images of the run that sleeps; 16000 at least, two units a scorer",
+    )
     parser.add_argument("--folder", help="for shards and tables; default: a temporary one")
     parser.add_argument("--report-only", action="store_true", help="end with 0 whatever was found")
     arguments = parser.parse_args()
