@@ -124,8 +124,7 @@ def make_s3_inventory(folder: Path, count: int) -> Path:
 def make_tar(folder: Path, count: int, mode: str = "w|") -> Path:
     """A tar (or, with mode ``w|gz``, a tar.gz)."""
     path = folder / ("films.tar.gz" if mode.endswith("gz") else "films.tar")
-    options = {"compresslevel": 1} if mode.endswith("gz") else {}
-    with tarfile.open(path, mode, **options) as archive:  # type: ignore[call-overload]
+    with tarfile.open(str(path), mode) as archive:  # type: ignore[call-overload]
         for number in range(count):
             entry = tarfile.TarInfo(name_of(number))
             entry.size = _MEMBER_BYTES

@@ -10,20 +10,19 @@ import pytest
 
 from cxr_ray.archives.inputs import ArchiveInput, image_id_of
 from cxr_ray.archives.storage import Storage, open_storage
-from cxr_ray.pipeline.plan import PLAN_SCHEMA, Plan, id_array, open_plan, read_unit
+from cxr_ray.pipeline.plan import Plan, id_array, open_plan, read_unit
 from cxr_ray.pipeline.planner import (
     Listing,
     PlannedSource,
-    age_in_years,
     commit_generation,
     cut_units,
-    plan_row,
     select_new,
     spool_listing,
     unit_size,
 )
 from cxr_ray.pipeline.privacy import Privacy
 from cxr_ray.pipeline.publish import Publisher
+from cxr_ray.pipeline.spool import age_in_years, plan_table
 
 
 def files(*numbers: int) -> list[PlannedSource]:
@@ -123,7 +122,7 @@ def test_limit_takes_the_first_new_ones() -> None:
 
 def test_a_large_listing_streams_through_several_spool_files() -> None:
     listing = listing_of(files(*range(25_000)))
-    assert len(list(Path(listing.folder.name).iterdir())) == 3
+    assert len(list(Path(listing.folder.name).glob("*.parquet"))) == 3
     assert sum(table.num_rows for table in listing.batches()) == 25_000
     folder = Path(listing.folder.name)
     listing.close()
@@ -141,18 +140,15 @@ def test_units_grow_and_never_pass_the_largest() -> None:
 
 @pytest.mark.parametrize("cut", [1, 7, 100])
 def test_units_do_not_depend_on_how_the_listing_was_spooled(cut: int) -> None:
-    rows = [plan_row(one, Privacy()) for one in files(*range(90)) + members("file:///a.tar", 40)]
-    tables = [
-        pa.Table.from_pylist(rows[start : start + cut], schema=PLAN_SCHEMA)
-        for start in range(0, len(rows), cut)
-    ]
+    rows = files(*range(90)) + members("file:///a.tar", 40)
+    tables = [plan_table(rows[start : start + cut], Privacy()) for start in range(0, len(rows), cut)]
     assert [unit.num_rows for unit in cut_units(tables, 1000)] == [16, 16, 16, 16, 26, 32, 8]
 
 
 def test_manifest_identifiers_reach_the_plan_only_as_hashes() -> None:
     source = ArchiveInput(uri="file:///1.png", patient="DOE^JANE", study="S-1", age="93", label="covid")
-    assert plan_row(planned(source), Privacy())["patient_key"] is None
-    row = plan_row(planned(source), Privacy(key=b"k" * 32))
+    assert plan_table([planned(source)], Privacy()).column("patient_key").to_pylist() == [None]
+    (row,) = plan_table([planned(source)], Privacy(key=b"k" * 32)).to_pylist()
     assert row["age_years"] == 90
     assert row["label"] == "covid"
     assert len(row["patient_key"]) == 32
@@ -175,8 +171,8 @@ def test_ages_of_a_manifest_never_stop_planning(text: str | None, years: int | N
 
 
 def test_tiny_containers_are_cut_in_linear_time() -> None:
-    rows = [plan_row(one, Privacy()) for n in range(3000) for one in members(f"file:///{n}.zip", 1, "zip")]
-    table = pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)
+    rows = [one for n in range(3000) for one in members(f"file:///{n}.zip", 1, "zip")]
+    table = plan_table(rows, Privacy())
     assert [unit.num_rows for unit in cut_units([table.slice(0, 1999), table.slice(1999)], 1000)] == [
         1
     ] * 3000

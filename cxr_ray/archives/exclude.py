@@ -61,27 +61,49 @@ class ListingReport:
     """Manifest rows that name an input another row named before; the first one counts."""
     rows_without_uri: int = 0
     """Manifest rows whose uri is empty."""
+    loose_versions: int = 0
+    """Inventory rows whose version cannot be compared in full when the file is read."""
 
 
 class Exclusion:
     """Says whether a relative path is to be left out."""
 
     def __init__(self, patterns: Sequence[str]) -> None:
-        names = [pattern for pattern in patterns if "/" not in pattern]
-        paths = [pattern for pattern in patterns if "/" in pattern]
-        paths += ["*/" + pattern for pattern in paths]
-        self._name = _any_of(names)
-        self._path = _any_of(paths)
+        names = [pattern.lower() for pattern in patterns if "/" not in pattern]
+        paths = [pattern.lower() for pattern in patterns if "/" in pattern]
+        # Most patterns are mere endings, and those of folders hold for all files of a folder: both are told
+        # faster than by one large expression for every file.
+        endings = [name for name in names if name[:1] == "*" and not _SPECIAL.intersection(name[1:])]
+        folders = [path for path in paths if path.endswith("/*")]
+        self._endings = tuple(name[1:] for name in endings)
+        self._name = _any_of([name for name in names if name not in endings])
+        self._folder = _any_of([beginning + path[:-1] + "*" for path in folders for beginning in ("", "*/")])
+        others = [path for path in paths if path not in folders]
+        self._path = _any_of(others + ["*/" + path for path in others])
+        self._last_folder = ("", False)
 
     def __call__(self, relative: str) -> bool:
         """Whether a file of this path, relative to the archive's root or container, is left out."""
-        # "./a.png" is how many tar files spell a.png; its dot is not that of a hidden file.
-        parts = [part for part in relative.lower().split("/") if part not in ("", ".", "..")]
-        if not parts:
+        path = relative.lower()
+        if path[:1] in "./" or path[-1:] in "./" or "//" in path or "./" in path:
+            # "./a.png" is how many tar files spell a.png; its dot is not that of a hidden file.
+            path = "/".join(part for part in path.split("/") if part not in ("", ".", ".."))
+        if not path:
             return False
-        return bool(self._name.match(parts[-1]) or self._path.match("/".join(parts)))
+        folder, slash, name = path.rpartition("/")
+        if self._last_folder[0] != folder:
+            self._last_folder = folder, bool(self._folder.match(folder + slash))
+        return (
+            self._last_folder[1]
+            or name.endswith(self._endings)
+            or bool(self._name.match(name))
+            or bool(self._path.match(path))
+        )
+
+
+_SPECIAL = frozenset("*?[")
 
 
 def _any_of(patterns: Sequence[str]) -> re.Pattern[str]:
     """One expression for all shell patterns; it matches nothing when there are none."""
-    return re.compile("|".join(fnmatch.translate(pattern.lower()) for pattern in patterns) or r"(?!)")
+    return re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns) or r"(?!)")

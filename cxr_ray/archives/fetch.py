@@ -11,6 +11,7 @@ import datetime
 import errno
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,16 +27,32 @@ from cxr_ray.errors import AccessDenied, ChangedInput, CxrRayError, MissingInput
 # reached by reading on, a farther one by a small request of its own.
 WINDOW = 4 << 20
 FIRST_WINDOW = 64 << 10
+_LOOSE = re.compile(r"size=(\d+)(?: time=(\d+))?")
 _VERSION_KEYS = ("ETag", "etag", "generation", "md5Hash", "checksum")
 _TIME_KEYS = ("mtime", "last_modified", "LastModified", "updated", "modified", "created")
 
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """Encoded size in bytes, and a version that differs whenever the content may."""
+    """Encoded size in bytes, a version that differs whenever the content may, and the time of modification in
+    whole seconds since 1970 where it is known."""
 
     size: int
     version: str
+    seconds: int | None = None
+
+    def is_version(self, planned: str | None) -> bool:
+        """Whether this is the file that was planned with this version.
+
+        ``size=N`` and ``size=N time=SECONDS``, of inventories that do not say more, are compared as far as they
+        go; None is any version.
+        """
+        if planned is None or planned == self.version:
+            return True
+        loose = _LOOSE.fullmatch(planned)
+        if loose is None or int(loose[1]) != self.size:
+            return False
+        return loose[2] is None or self.seconds is None or int(loose[2]) == self.seconds
 
 
 @contextmanager
@@ -94,19 +111,21 @@ def facts_of_info(info: Mapping[str, Any]) -> FileFacts:
 
 
 def local_facts(status: os.stat_result) -> FileFacts:
-    return FileFacts(status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+    seconds = status.st_mtime_ns // 10**9
+    return FileFacts(status.st_size, f"{status.st_size}-{status.st_mtime_ns}", seconds)
 
 
 def check_version(storage: Storage, path: str, version: str | None) -> FileFacts:
     """Return the facts of a file; raises ChangedInput unless its version is ``version`` (None: any)."""
     now = facts(storage, path)
-    if version is not None and now.version != version:
+    if not now.is_version(version):
         raise ChangedInput("The file is not the one that was planned: size or time of change differ.")
     return now
 
 
-def read_whole(storage: Storage, path: str, version: str | None) -> bytes:
-    """Return all bytes of a file if it still has ``version``; S3 and local disks: one request.
+def read_whole(storage: Storage, path: str, version: str | None, size: int | None = None) -> bytes:
+    """Return all bytes of a file if it still has ``version`` (and ``size``, where given); S3 and local disks: one
+    request, two on S3 for a version that is only a size.
 
     Raises MissingInput, ChangedInput, StorageReadError.
     """
@@ -120,7 +139,9 @@ def read_whole(storage: Storage, path: str, version: str | None) -> bytes:
                 raise ChangedInput("The file changed while it was being read.")
             return data
         if storage.protocol == "s3":
-            return s3.get_object(storage.fs, path, etag=version)
+            if version is not None and _LOOSE.fullmatch(version):
+                version = check_version(storage, path, version).version
+            return s3.get_object(storage.fs, path, etag=version, size=size)
         check_version(storage, path, version)
         return bytes(storage.fs.cat_file(path))
 

@@ -7,6 +7,8 @@ import hmac
 from dataclasses import dataclass
 from typing import Literal
 
+import pyarrow as pa
+
 Kind = Literal["file", "tar", "tar.gz", "zip", "shard"]
 
 # Part of every hashed message, so that identifiers of another scheme can never be mistaken for these.
@@ -31,11 +33,12 @@ class ArchiveInput:
     occurrence: int = 0
     """n for the n-th repetition of a member name inside one container."""
     offset: int | None = None
-    """tar only: byte offset of the member's data."""
+    """tar: byte offset of the member's data; zip: of its entry in the central directory."""
     size: int | None = None
     """Encoded bytes (of a member: uncompressed)."""
     version: str | None = None
-    """ETag, or "size-mtime_ns", of the file or container as planned."""
+    """ETag, or "size-mtime_ns", of the file or container as planned; "size=N" or "size=N time=SECONDS" of a file
+    whose inventory does not say more; None: whatever is there."""
     failure: str | None = None
     """A code of ``errors.py`` known at planning; reading yields that error without touching the storage."""
     failure_detail: str | None = None
@@ -65,6 +68,16 @@ def image_id(uri: str, member: str | None, occurrence: int = 0, key: bytes | Non
     if key is not None:
         return hmac.digest(key, message, "sha256")[:16]
     return hashlib.sha256(message).digest()[:16]
+
+
+def file_ids(uris: pa.Array, key: bytes | None = None) -> bytes:
+    """``image_id`` of plain files, one after the other: 16 bytes for each of ``uris`` (strings, no nulls)."""
+    head, tail = _SCHEME, b"".join(len(part).to_bytes(8, "big") + part for part in (b"", b"0"))
+    messages = (head + len(uri).to_bytes(8, "big") + uri + tail for uri in uris.cast(pa.binary()).to_pylist())
+    if key is not None:
+        return b"".join([hmac.digest(key, message, "sha256")[:16] for message in messages])
+    sha256 = hashlib.sha256
+    return b"".join([sha256(message).digest()[:16] for message in messages])
 
 
 def image_id_of(planned: ArchiveInput, key: bytes | None = None) -> bytes:

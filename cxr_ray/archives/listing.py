@@ -6,12 +6,16 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 
+from cxr_ray.archives.batches import FileBatch
 from cxr_ray.archives.containers import has_container_name, list_container, recognise
 from cxr_ray.archives.directory import walk
 from cxr_ray.archives.exclude import DEFAULT_EXCLUDE, Exclusion, ListingReport
 from cxr_ray.archives.fetch import FileFacts, facts
 from cxr_ray.archives.inputs import ArchiveInput
+from cxr_ray.archives.inventory import list_inventory
 from cxr_ray.archives.manifest import ManifestOptions, list_manifest
+from cxr_ray.archives.manifest_table import open_manifest
+from cxr_ray.archives.s3_inventory import is_s3_inventory, list_s3_inventory
 from cxr_ray.archives.storage import Storage, explain
 from cxr_ray.errors import ArchiveError, ChangedInput, MissingInput, StorageReadError
 
@@ -22,6 +26,7 @@ __all__ = [
     "check_access",
     "check_readable",
     "list_archive",
+    "list_batches",
 ]
 
 #: One file may be locked or in cold storage; several at the front hardly are.
@@ -37,16 +42,34 @@ def list_archive(
     manifest: ManifestOptions | None = None,
     report: ListingReport | None = None,
 ) -> Iterator[ArchiveInput]:
-    """Yield every input of the archive exactly once, in an order that depends on names alone.
+    """``list_batches`` as one object per input: for tests and small archives."""
+    for found in list_batches(storage, exclude=exclude, manifest=manifest, report=report):
+        if isinstance(found, FileBatch):
+            yield from found.inputs()
+        else:
+            yield found
+
+
+def list_batches(
+    storage: Storage,
+    *,
+    exclude: Sequence[str] = DEFAULT_EXCLUDE,
+    manifest: ManifestOptions | None = None,
+    report: ListingReport | None = None,
+) -> Iterator[ArchiveInput | FileBatch]:
+    """Yield every input of the archive, one by one or, from inventories, in batches of plain files.
 
     The root may be a directory or prefix (walked to the bottom, containers inside it opened), one tar, tar.gz
-    or zip (told by its bytes), one image, or a manifest (.csv or .parquet). Inputs of one container come
-    together, in its order. A container that breaks off or cannot be opened yields a last input with
-    ``failure`` set. It streams: no more than one directory, page or container index is held.
+    or zip (told by its bytes), one image, a manifest (.csv or .parquet; an inventory, where it says sizes and
+    versions), or the manifest.json of an S3 Inventory. Inputs of one container come together, in its order. A
+    container that breaks off or cannot be opened yields a last input with ``failure`` set. It streams: no more
+    than one directory, page, batch or stretch of a container's index is held (of a manifest that is no inventory:
+    the columns read). The order depends on names alone; from inventories it is their own, and a row that stands
+    there twice comes twice.
 
     Args:
         exclude: name patterns to leave out, of files and members; see ``exclude.DEFAULT_EXCLUDE``. Neither
-            the root itself nor what a manifest names is ever left out.
+            the root itself nor what a manifest names is ever left out; S3 Inventories are no such manifests.
         manifest: how to read a manifest; only for one.
         report: counts what was listed and left out, while this generator is consumed.
 
@@ -55,9 +78,9 @@ def list_archive(
         StorageReadError: the storage fails midway, after retries.
     """
     report = report if report is not None else ListingReport()
-    for planned in _list(storage, Exclusion(exclude), manifest, report):
-        report.listed += 1
-        yield planned
+    for found in _list(storage, Exclusion(exclude), manifest, report):
+        report.listed += len(found) if isinstance(found, FileBatch) else 1
+        yield found
 
 
 def check_access(storage: Storage) -> FileFacts | None:
@@ -117,13 +140,19 @@ def check_readable(storage: Storage) -> None:
 
 def _list(
     storage: Storage, exclude: Exclusion, manifest: ManifestOptions | None, report: ListingReport
-) -> Iterator[ArchiveInput]:
+) -> Iterator[ArchiveInput | FileBatch]:
     root = check_access(storage)
     is_manifest = root is not None and storage.path.lower().endswith(MANIFEST_SUFFIXES)
     if manifest is not None and not is_manifest:
         raise ArchiveError("Manifest options were given, but the archive is no .csv or .parquet file.")
     if is_manifest:
-        yield from list_manifest(storage, manifest or ManifestOptions(), exclude=exclude, report=report)
+        options = manifest or ManifestOptions()
+        with open_manifest(storage, options) as opened:
+            is_inventory = opened.is_inventory
+        reading = list_inventory if is_inventory else list_manifest
+        yield from reading(storage, options, exclude=exclude, report=report)
+    elif root is not None and is_s3_inventory(storage.path):
+        yield from list_s3_inventory(storage, exclude=exclude, report=report)
     elif root is not None:
         yield from _list_file(storage, storage.path, root, exclude, report, look=True)
     else:

@@ -1,11 +1,11 @@
-"""Read a manifest file into rows sorted by address, compactly enough for millions of them."""
+"""Read a manifest file: its columns in batches, or its rows sorted by address."""
 
 from __future__ import annotations
 
 import csv
 import io
-import posixpath
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from cxr_ray.archives.addresses import Addresses
 from cxr_ray.archives.exclude import ListingReport
 from cxr_ray.archives.fetch import facts, open_file
 from cxr_ray.archives.storage import Storage
@@ -29,9 +30,16 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "view": ("view",),
     "sex": ("sex",),
     "age": ("age", "age_years"),
+    "size": ("size",),
+    "etag": ("etag", "e_tag", "version"),
+    "modified": ("last_modified", "last_modified_date", "mtime"),
 }
-_SAID = ("patient", "study", "label", "view", "sex", "age")
+#: What a manifest says about an input, and the table keeps.
+SAID = ("patient", "study", "label", "view", "sex", "age")
+_FACTS = ("size", "etag", "modified")
 _BATCH = 4096
+_BATCH_ROWS = 50_000
+_BLOCK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,11 +47,15 @@ class ManifestOptions:
     """How to read a manifest."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Our name -> the manifest's column, for uri, member, patient, study, label, view, sex and age."""
+    """Our name -> the manifest's column, for uri, member, patient, study, label, view, sex, age, size, etag and
+    modified."""
     root: str | None = None
     """Address that relative uris are relative to; default: the folder of the manifest."""
     carry: Sequence[str] = ()
     """Columns of the manifest to keep in the table's ``carry``."""
+    inventory: bool | None = None
+    """Whether size and version are taken from the manifest; None: where it has columns of such names, and none
+    of member names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,67 +67,74 @@ class ManifestRow:
     said: dict[str, Any]
 
 
-def read_rows(storage: Storage, options: ManifestOptions, report: ListingReport) -> Iterator[ManifestRow]:
-    """Yield the rows of a .csv or .parquet manifest, sorted by (uri, member), without member first.
+class Manifest:
+    """An open manifest.
 
-    Every value is text, as written (so "007" stays "007"); empty values are None. Columns that no option
-    or alias asks for are not read. Held in memory: the columns read, as Arrow text.
+    Attributes:
+        ours: our name -> the manifest's column, for the columns that are read.
+        is_inventory: whether it says size and version of what it names.
+    """
 
-    Raises:
+    def __init__(self, file: BinaryIO, storage: Storage, options: ManifestOptions) -> None:
+        self._file, self._parquet, self._delimiter = file, None, ","
+        if storage.path.lower().endswith(".parquet"):
+            # A buffer makes it read column chunks piece by piece, however large the file's row groups are.
+            self._parquet = pq.ParquetFile(file, buffer_size=_BLOCK_BYTES)
+            found = list(self._parquet.schema_arrow.names)
+        else:
+            found, self._delimiter = _csv_header(file)
+        chosen = _choose(found, options)
+        self.is_inventory = _is_inventory(chosen, options)
+        self.ours = {name: column for name, column in chosen.items() if self.is_inventory or name not in _FACTS}
+        self._wanted = list(dict.fromkeys([*self.ours.values(), *options.carry]))
+        for column in self._wanted:
+            if found.count(column) != 1:
+                how = "has no column" if column not in found else "has more than one column"
+                raise ArchiveError(f"The manifest {how} {column!r}. Columns found: {_listed(found)}.")
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The wanted columns in the manifest's order: text where the file is CSV, else as they are stored."""
+        if self._parquet is not None:
+            yield from self._parquet.iter_batches(_BATCH_ROWS, columns=self._wanted)
+            return
+        self._file.seek(0)
+        yield from pa_csv.open_csv(
+            self._file,
+            read_options=pa_csv.ReadOptions(block_size=_BLOCK_BYTES),
+            parse_options=pa_csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
+            convert_options=pa_csv.ConvertOptions(
+                include_columns=self._wanted,
+                column_types={name: pa.string() for name in self._wanted},
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=True,
+                null_values=[""],
+            ),
+        )
+
+    def table(self) -> pa.Table:
+        """All wanted columns as text."""
+        batches = [
+            pa.Table.from_batches([batch]).cast(pa.schema([(name, pa.large_string()) for name in self._wanted]))
+            for batch in self.batches()
+        ]
+        return pa.concat_tables(batches) if batches else pa.table({name: pa.array([], pa.large_string()) for name in self._wanted})
+
+
+@contextmanager
+def open_manifest(storage: Storage, options: ManifestOptions) -> Iterator[Manifest]:
+    """Open the .csv or .parquet manifest at the root of ``storage``.
+
+    Raises (there, or while it is read):
         ArchiveError: no uri column, a column that was asked for is not there or stands twice, or no table.
     """
-    carry = list(options.carry)
     unknown = sorted(set(options.columns) - set(ALIASES))
     if unknown:
         raise ArchiveError(
             f"Unknown manifest column names: {', '.join(unknown)}; known are {', '.join(ALIASES)}."
         )
-    table, ours = _read_columns(storage, options, carry)
-    theirs = table.column(ours["uri"])
-    table = table.append_column("\0uri", _canonical(theirs, storage, options.root))
-    table = table.filter(pc.is_valid(table.column("\0uri")))
-    report.rows_without_uri += len(theirs) - len(table)
-    members = table.column(ours["member"]) if "member" in ours else pa.nulls(len(table), pa.large_string())
-    table = table.append_column("\0member", pc.fill_null(members, ""))
-    # Row numbers make the order of equal keys that of the manifest.
-    table = table.append_column("\0row", pa.array(range(len(table)), pa.int64()))
-    order = pc.sort_indices(table, sort_keys=[(key, "ascending") for key in ("\0uri", "\0member", "\0row")])
-    for start in range(0, len(order), _BATCH):
-        for row in table.take(order.slice(start, _BATCH)).to_pylist():
-            said: dict[str, Any] = {name: row[ours[name]] or None for name in _SAID if name in ours}
-            if carry:
-                said["carry"] = tuple((name, row[name]) for name in carry if row[name])
-            yield ManifestRow(row["\0uri"], row["\0member"] or None, said)
-
-
-def _read_columns(
-    storage: Storage, options: ManifestOptions, carry: list[str]
-) -> tuple[pa.Table, dict[str, str]]:
-    """Return the wanted columns as text, and our name -> theirs."""
     try:
         with open_file(storage, storage.path, facts(storage, storage.path)) as file:
-            if storage.path.lower().endswith(".parquet"):
-                parquet = pq.ParquetFile(file)
-                found = list(parquet.schema_arrow.names)
-                ours = _choose(found, options, carry)
-                table = parquet.read(columns=_distinct([*ours.values(), *carry]))
-                return table.cast(pa.schema([(name, pa.large_string()) for name in table.column_names])), ours
-            found, delimiter = _csv_header(file)
-            ours = _choose(found, options, carry)
-            wanted = _distinct([*ours.values(), *carry])
-            file.seek(0)
-            table = pa_csv.read_csv(
-                file,
-                parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-                convert_options=pa_csv.ConvertOptions(
-                    include_columns=wanted,
-                    column_types={name: pa.large_string() for name in wanted},
-                    strings_can_be_null=True,
-                    quoted_strings_can_be_null=True,
-                    null_values=[""],
-                ),
-            )
-            return table, ours
+            yield Manifest(file, storage, options)
     except CxrRayError:
         raise
     except (pa.ArrowException, UnicodeDecodeError, csv.Error, ValueError, OSError) as error:
@@ -127,6 +146,45 @@ def _read_columns(
         ) from error
 
 
+def read_rows(storage: Storage, options: ManifestOptions, report: ListingReport) -> Iterator[ManifestRow]:
+    """Yield the rows of a manifest, sorted by (uri, member), without member first.
+
+    Every value is text, as written (so "007" stays "007"); empty values are None. Columns that no option
+    or alias asks for are not read. Held in memory: the columns read, as Arrow text.
+
+    Raises ArchiveError, as ``open_manifest``.
+    """
+    with open_manifest(storage, options) as manifest:
+        ours, table = manifest.ours, manifest.table()
+    theirs = table.column(ours["uri"])
+    addresses = Addresses(storage, options.root)
+    canonical = [addresses.canonical(chunk).cast(pa.large_string()) for chunk in theirs.chunks]
+    table = table.append_column("\0uri", pa.chunked_array(canonical, pa.large_string()))
+    table = table.filter(pc.is_valid(table.column("\0uri")))
+    report.rows_without_uri += len(theirs) - len(table)
+    members = table.column(ours["member"]) if "member" in ours else pa.nulls(len(table), pa.large_string())
+    table = table.append_column("\0member", pc.fill_null(members, ""))
+    # Row numbers make the order of equal keys that of the manifest.
+    table = table.append_column("\0row", pa.array(range(len(table)), pa.int64()))
+    order = pc.sort_indices(table, sort_keys=[(key, "ascending") for key in ("\0uri", "\0member", "\0row")])
+    for start in range(0, len(order), _BATCH):
+        for row in table.take(order.slice(start, _BATCH)).to_pylist():
+            said: dict[str, Any] = {name: row[ours[name]] or None for name in SAID if name in ours}
+            if options.carry:
+                said["carry"] = tuple((name, row[name]) for name in options.carry if row[name])
+            yield ManifestRow(row["\0uri"], row["\0member"] or None, said)
+
+
+def _is_inventory(chosen: dict[str, str], options: ManifestOptions) -> bool:
+    able = "size" in chosen and ("etag" in chosen or "modified" in chosen) and "member" not in chosen
+    if options.inventory and not able:
+        raise ArchiveError(
+            "manifest.inventory=true needs columns size and etag (or last_modified), and none named member; name "
+            "yours in the manifest's columns."
+        )
+    return able if options.inventory is None else options.inventory
+
+
 def _csv_header(file: BinaryIO) -> tuple[list[str], str]:
     head = file.read(1 << 20).decode("utf-8-sig", "replace")
     first_line = head.split("\n", 1)[0]
@@ -135,7 +193,8 @@ def _csv_header(file: BinaryIO) -> tuple[list[str], str]:
     return row, delimiter
 
 
-def _choose(found: list[str], options: ManifestOptions, carry: list[str]) -> dict[str, str]:
+def _choose(found: list[str], options: ManifestOptions) -> dict[str, str]:
+    """Our name -> theirs, by option or alias."""
     ours: dict[str, str] = {}
     for name, aliases in ALIASES.items():
         if name in options.columns:
@@ -144,44 +203,13 @@ def _choose(found: list[str], options: ManifestOptions, carry: list[str]) -> dic
             match = [column for alias in aliases for column in found if column.lower() == alias]
             if match:
                 ours[name] = match[0]
-    columns = ", ".join(found) or "none"
     if "uri" not in ours:
         raise ArchiveError(
             "The manifest has no column uri (or file, or path); name yours in the manifest's columns. "
-            f"Columns found: {columns}."
+            f"Columns found: {_listed(found)}."
         )
-    for column in [*ours.values(), *carry]:
-        if found.count(column) != 1:
-            how = "has no column" if column not in found else "has more than one column"
-            raise ArchiveError(f"The manifest {how} {column!r}. Columns found: {columns}.")
     return ours
 
 
-def _distinct(names: list[str]) -> list[str]:
-    return list(dict.fromkeys(names))
-
-
-def _canonical(column: pa.ChunkedArray, storage: Storage, root: str | None) -> pa.ChunkedArray:
-    """Turn uris as written into canonical ones; empty ones become null."""
-    base = storage.at(root) if root else storage.at(storage.url.rsplit("/", 1)[0] or storage.url)
-    by_protocol = {storage.protocol: storage}
-
-    def canonical(text: str | None) -> str | None:
-        text = (text or "").strip()
-        if not text:
-            return None
-        if "://" in text:
-            protocol = text.split("://")[0]
-            if protocol not in by_protocol:
-                by_protocol[protocol] = storage.at(text)
-            owner = by_protocol[protocol]
-            return owner.uri_of(owner.path_of(text))
-        if text.startswith(("/", "~")):
-            return storage.at(text).url
-        joined = f"{base.path.rstrip('/')}/{text}"
-        if any(part in ("", ".", "..") for part in text.split("/")):
-            joined = posixpath.normpath(joined)
-        return base.uri_of(joined)
-
-    chunks = [pa.array(map(canonical, chunk.to_pylist()), pa.large_string()) for chunk in column.chunks]
-    return pa.chunked_array(chunks, pa.large_string())
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) or "none"

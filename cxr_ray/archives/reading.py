@@ -100,7 +100,9 @@ def _read_file(storage: Storage, planned: ArchiveInput, max_bytes: int) -> Item:
         path = storage.path_of(planned.uri)
         # Planned without facts (never by list_archive): look before loading.
         size = planned.size if planned.size is not None else check_version(storage, path, None).size
-        return oversized(size, max_bytes) if size > max_bytes else read_whole(storage, path, planned.version)
+        if size > max_bytes:
+            return oversized(size, max_bytes)
+        return read_whole(storage, path, planned.version, planned.size)
     except InputError as error:
         return error
 

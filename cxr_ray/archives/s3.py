@@ -45,13 +45,19 @@ def head_object(fs: Any, path: str) -> tuple[int, str]:
 
 
 def get_object(
-    fs: Any, path: str, *, etag: str | None, start: int | None = None, end: int | None = None
+    fs: Any,
+    path: str,
+    *,
+    etag: str | None,
+    start: int | None = None,
+    end: int | None = None,
+    size: int | None = None,
 ) -> bytes:
     """Return the object, or its bytes start..end-1, with one GET that holds only while its ETag is ``etag``.
 
     Raises:
-        VersionMismatchError: another version is there now. Also checked on the answer, for stores that ignore
-            If-Match.
+        VersionMismatchError: another version is there now, or (of a whole object) not ``size`` bytes. Also checked
+            on the answer, for stores that ignore If-Match, and before its body is read.
         FileNotFoundError, PermissionError, OSError, botocore errors: as s3fs gives them, after its retries.
     """
     bucket, key, _ = fs.split_path(path)
@@ -67,7 +73,8 @@ def get_object(
             if error_code(error) in ("PreconditionFailed", "412", "InvalidRange", "416"):
                 raise VersionMismatchError from error
             raise
-        if etag is not None and answer["ETag"].strip('"') != etag:
+        other_size = size is not None and start is None and answer["ContentLength"] != size
+        if other_size or (etag is not None and answer["ETag"].strip('"') != etag):
             answer["Body"].close()
             raise VersionMismatchError
         try:

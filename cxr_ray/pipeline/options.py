@@ -23,6 +23,8 @@ class ManifestConfig:
     """Our column name -> theirs, e.g. ``{uri: file, patient: patient_id}``."""
     root: str | None = None
     """URL that relative URIs start from; default: the manifest's own folder."""
+    inventory: bool | None = None
+    """Take size and version from the manifest; default: where it has columns for both, and none of members."""
 
 
 @dataclass(kw_only=True)

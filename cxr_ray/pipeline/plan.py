@@ -140,10 +140,12 @@ class Plan:
 
     def image_ids(self) -> np.ndarray:
         """All planned ids as a sorted array of 16-byte strings (dtype ``S16``)."""
-        parts = [np.empty(0, "S16")]
+        return np.sort(np.concatenate([np.empty(0, "S16"), *self.id_chunks()]))
+
+    def id_chunks(self) -> Iterator[np.ndarray]:
+        """All planned ids in plan order (dtype ``S16``), one array per inputs file."""
         for table in self.tables(columns=["image_id"]):
-            parts.append(id_array(table.column("image_id")))
-        return np.sort(np.concatenate(parts))
+            yield id_array(table.column("image_id"))
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The planned rows, one table per inputs file, in plan order."""

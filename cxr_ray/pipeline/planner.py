@@ -1,8 +1,8 @@
 """Planning: list the archive once, keep what is new, commit it as a generation.
 
-The listing streams into a local spool of Parquet batches (never all keys in memory; 16 bytes per image
-for the ids), is compared with what is planned already, cut into units, and published with a marker. A
-driver that loses the race for the marker drops its listing and adopts the winner's.
+The listing streams into a local spool (never all keys in memory; ``spool.py``), is compared with what is planned
+already by its ids (``new_ids.py``), cut into units, and published with a marker. A driver that loses the race
+for the marker drops its listing and adopts the winner's.
 """
 
 from __future__ import annotations
@@ -10,161 +10,51 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import re
-import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cxr_ray.archives.inputs import ArchiveInput
+from cxr_ray.pipeline.new_ids import first_unknown
 from cxr_ray.pipeline.plan import (
     PLAN_FOLDER,
     PLAN_SCHEMA,
     SHARD_KIND,
     UNIT_INDEX_SCHEMA,
     Plan,
-    id_array,
     marker_name,
 )
-from cxr_ray.pipeline.privacy import Privacy
 from cxr_ray.pipeline.publish import Publisher
+from cxr_ray.pipeline.spool import Listing, PlannedSource, spool_listing
 
-_SPOOL_ROWS = 10_000
+__all__ = [
+    "Listing",
+    "PlannedSource",
+    "commit_generation",
+    "cut_units",
+    "select_new",
+    "spool_listing",
+    "unit_size",
+]
+
 _FILE_ROWS = 100_000
 _FIRST_UNIT = 16
 _UNITS_PER_SIZE = 4
 
 
-@dataclass(kw_only=True)
-class Listing:
-    """A listing on local disk.
+def select_new(listing: Listing, known: np.ndarray | Iterable[np.ndarray], limit: int | None) -> None:
+    """Keep the first row of every id that is not in ``known``, at most ``limit`` of them.
 
-    Attributes:
-        folder: temporary folder; removed with ``close``.
-        ids: ``S16`` ids in listing order, possibly repeated.
-        keep: which rows become part of the next generation, or None before ``select_new``.
-        repeated: rows that name an input listed before (a manifest with a row twice).
+    Args:
+        known: ids that are planned already (dtype ``S16``), at once or in chunks, in any order.
     """
-
-    folder: tempfile.TemporaryDirectory[str]
-    ids: np.ndarray
-    keep: np.ndarray | None = None
-    repeated: int = 0
-    bytes: int = 0
-    report: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def images(self) -> int:
-        """Rows selected for the next generation."""
-        return int(self.keep.sum()) if self.keep is not None else len(self.ids)
-
-    def batches(self) -> Iterator[pa.Table]:
-        """The spooled rows in listing order, selected ones only after ``select_new``."""
-        start = 0
-        for path in sorted(Path(self.folder.name).glob("*.parquet")):
-            table = pq.read_table(path, schema=PLAN_SCHEMA)
-            stop = start + table.num_rows
-            yield table if self.keep is None else table.filter(pa.array(self.keep[start:stop]))
-            start = stop
-
-    def close(self) -> None:
-        self.folder.cleanup()
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedSource:
-    """One listed input with the names that the table shows (they differ from the source's for shards)."""
-
-    source: ArchiveInput
-    image_id: bytes
-    uri: str | None
-    member: str | None
-
-
-def plan_row(planned: PlannedSource, privacy: Privacy) -> dict[str, Any]:
-    """The plan row of a listed input; manifest identifiers are hashed here, before anything is written."""
-    source = planned.source
-    return {
-        "image_id": planned.image_id,
-        "unit_id": None,
-        "uri": planned.uri,
-        "member": planned.member,
-        "container": source.uri,
-        "kind": source.kind,
-        "ordinal": source.ordinal,
-        "occurrence": source.occurrence,
-        "offset": source.offset,
-        "size": source.size,
-        "version": source.version,
-        "failure": source.failure,
-        "failure_detail": source.failure_detail,
-        "patient_key": privacy.manifest_key("patient", source.patient),
-        "study_key": privacy.manifest_key("study", source.study),
-        "label": source.label,
-        "view": source.view,
-        "sex": source.sex,
-        "age_years": age_in_years(source.age),
-        "carry": list(source.carry) if source.carry else None,
-    }
-
-
-def age_in_years(text: str | None) -> int | None:
-    """A manifest's age: ``58``, ``58.0``, ``058Y``, ``18M``; 90 means 90 or more; None for anything else."""
-    match = re.fullmatch(r"\s*(\d{1,3})(?:\.\d*)?\s*([YMWDymwd]?)\s*", text or "")
-    if match is None:
-        return None
-    per_year = {"": 1, "Y": 1, "M": 12, "W": 52, "D": 365}[match[2].upper()]
-    years = int(match[1]) // per_year
-    return min(years, 90) if years <= 130 else None
-
-
-def spool_listing(inputs: Iterable[PlannedSource], privacy: Privacy) -> Listing:
-    """Write a listing to local disk in batches, remembering only the ids."""
-    folder = tempfile.TemporaryDirectory(prefix="cxr_ray-plan-")
-    ids: list[np.ndarray] = []
-    total = 0
-    rows: list[dict[str, Any]] = []
-
-    def flush() -> None:
-        table = pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)
-        pq.write_table(table, Path(folder.name) / f"{len(ids):08d}.parquet", compression="zstd")
-        ids.append(id_array(table.column("image_id")))
-        rows.clear()
-
-    try:
-        for planned in inputs:
-            rows.append(plan_row(planned, privacy))
-            total += planned.source.size or 0
-            if len(rows) == _SPOOL_ROWS:
-                flush()
-        if rows:
-            flush()
-    except BaseException:
-        folder.cleanup()
-        raise
-    joined = np.concatenate(ids) if ids else np.empty(0, "S16")
-    return Listing(folder=folder, ids=joined, bytes=total)
-
-
-def select_new(listing: Listing, known: np.ndarray, limit: int | None) -> None:
-    """Keep the first row of every id that is not in ``known`` (sorted), at most ``limit`` of them."""
-    ids = listing.ids
-    keep = np.zeros(len(ids), bool)
-    _, first = np.unique(ids, return_index=True)
-    keep[first] = True
-    listing.repeated = len(ids) - len(first)
-    if len(known):
-        position = np.searchsorted(known, ids)
-        position[position == len(known)] = 0
-        keep &= known[position] != ids
-    if limit is not None:
-        chosen = np.flatnonzero(keep)[limit:]
-        keep[chosen] = False
+    chunks = [known] if isinstance(known, np.ndarray) else known
+    keep, listing.repeated = first_unknown(listing.ids(), listing.rows, chunks)
+    if limit is not None and np.count_nonzero(keep) > limit:
+        keep[np.flatnonzero(keep)[limit] :] = False
     listing.keep = keep
 
 
@@ -211,14 +101,22 @@ def cut_units(tables: Iterable[pa.Table], largest: int) -> Iterator[pa.Table]:
 
 def _segments(table: pa.Table) -> Iterator[tuple[tuple[str, str | None], pa.Table]]:
     """Runs of rows of one container: (kind, container) and the rows; single files share one key."""
-    kinds = table.column("kind").to_numpy(zero_copy_only=False)
-    containers = table.column("container").to_numpy(zero_copy_only=False)
-    changes = (kinds[1:] != kinds[:-1]) | ((kinds[1:] != "file") & (containers[1:] != containers[:-1]))
+    # Null stands for "no container that matters"; Arrow compares without an object per row.
+    is_file = pc.equal(table.column("kind"), "file")
+    containers = pc.if_else(is_file, pa.scalar(None, pa.string()), table.column("container"))
+    kinds = table.column("kind").combine_chunks()
+    containers = containers.combine_chunks()
+    changes = _differs_from_before(kinds) | _differs_from_before(containers)
     starts = [0, *(np.flatnonzero(changes) + 1).tolist(), table.num_rows]
     for start, stop in itertools.pairwise(starts):
         if stop > start:
-            key = (kinds[start], None if kinds[start] == "file" else containers[start])
-            yield key, table.slice(start, stop - start)
+            yield (kinds[start].as_py(), containers[start].as_py()), table.slice(start, stop - start)
+
+
+def _differs_from_before(column: pa.Array) -> np.ndarray:
+    """For each row but the first, whether its value is another than that of the row before."""
+    codes = pc.fill_null(column.dictionary_encode().indices, -1).to_numpy()
+    return codes[1:] != codes[:-1]
 
 
 def commit_generation(

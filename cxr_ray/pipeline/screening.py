@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from cxr_ray.archives.batches import FileBatch
 from cxr_ray.archives.inputs import image_id_of
-from cxr_ray.archives.listing import MANIFEST_SUFFIXES, ListingReport, check_access, list_archive
+from cxr_ray.archives.listing import MANIFEST_SUFFIXES, ListingReport, check_access, list_batches
 from cxr_ray.archives.manifest import ManifestOptions
 from cxr_ray.archives.storage import Storage, is_storage_error
 from cxr_ray.calibration import Calibration
@@ -24,7 +25,7 @@ from cxr_ray.pipeline.calibrations import record_calibration
 from cxr_ray.pipeline.decode_unit import InputSettings
 from cxr_ray.pipeline.failures import UnitFailure, reason_of
 from cxr_ray.pipeline.identity import Identity, claim_identity
-from cxr_ray.pipeline.options import JobOptions
+from cxr_ray.pipeline.options import JobOptions, ManifestConfig
 from cxr_ray.pipeline.parts import PartFooter, published_units
 from cxr_ray.pipeline.plan import Plan, Unit, open_plan
 from cxr_ray.pipeline.planner import Listing, PlannedSource, commit_generation, select_new, spool_listing
@@ -42,6 +43,7 @@ _LEFT_OUT = {
     "excluded": "left out by name (exclude=)",
     "not_regular": "links or special entries left out",
     "rows_without_uri": "manifest rows without a uri left out",
+    "loose_versions": "inventory rows say no version that can be compared in full",
 }
 
 
@@ -129,7 +131,7 @@ class Screening:
     def check_archive(self) -> None:
         """Refuse an archive that is not there, before anything else is started."""
         options = self.options
-        if (options.manifest.columns or options.manifest.root or options.carry) and not (
+        if (options.manifest != ManifestConfig() or options.carry) and not (
             self.archive.url.endswith(MANIFEST_SUFFIXES)
         ):
             raise ArchiveError(
@@ -152,31 +154,32 @@ class Screening:
                 for name, count in asdict(report).items()
                 if count and name not in ("listed", "containers")
             }
-            if not len(listing.ids):
+            if not listing.rows:
                 listing.close()
                 left_out = listing.report.get("excluded", 0)
                 also = f" ({left_out} files were left out by name, see exclude=)" if left_out else ""
                 raise ArchiveError(f"the archive {self.archive.url} holds no images{also}; check archive=")
-            select_new(listing, plan.image_ids(), self.options.limit)
+            select_new(listing, plan.id_chunks(), self.options.limit)
         return listing
 
     # -- steps ----------------------------------------------------------------------------------------
 
-    def _inputs(self, report: ListingReport) -> Iterator[PlannedSource]:
+    def _inputs(self, report: ListingReport) -> Iterator[PlannedSource | FileBatch]:
         if self.from_shards:
             yield from list_shards(self.archive)
             return
         options = self.options
         manifest = None
-        if options.manifest.columns or options.manifest.root or options.carry:
-            manifest = ManifestOptions(
-                columns=dict(options.manifest.columns), root=options.manifest.root, carry=tuple(options.carry)
-            )
+        if options.manifest != ManifestConfig() or options.carry:
+            manifest = ManifestOptions(**vars(options.manifest), carry=tuple(options.carry))
         extra = {} if options.exclude is None else {"exclude": tuple(options.exclude)}
         key = self.work.settings.privacy.image_key
-        for source in list_archive(self.archive, manifest=manifest, report=report, **extra):
+        for found in list_batches(self.archive, manifest=manifest, report=report, **extra):
+            if isinstance(found, FileBatch):
+                yield found
+                continue
             yield PlannedSource(
-                source=source, image_id=image_id_of(source, key), uri=source.uri, member=source.member
+                source=found, image_id=image_id_of(found, key), uri=found.uri, member=found.member
             )
 
     def _make_ready(self, stack: contextlib.ExitStack) -> None:
