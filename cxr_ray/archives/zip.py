@@ -5,11 +5,12 @@ from __future__ import annotations
 import stat
 import zipfile
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from cxr_ray.archives.inputs import ArchiveInput, readable_name
 from cxr_ray.archives.members import Member
 from cxr_ray.archives.targz import oversized
+from cxr_ray.archives.zip_directory import Directory, Entry, OneMember, entries, find_directory
 from cxr_ray.errors import (
     ChangedInput,
     ContainerTruncated,
@@ -21,21 +22,29 @@ from cxr_ray.errors import (
 
 LOCAL_HEADER = b"PK\x03\x04"
 _ENCRYPTED = 0x1
+# Entries between two wanted ones are read over up to this distance; beyond it the file is read anew.
+_NEAR = 64 << 10
 
 
 def index_zip(file: BinaryIO) -> Iterator[Member]:
     """Yield the entries of a zip in the order of its central directory, folders left out.
 
-    Encrypted members are listed; reading them fails. zipfile holds the whole directory (0.5 kB an entry).
+    Encrypted members are listed; reading them fails. A stretch of the directory is held at a time; a member's
+    ``offset`` is the place of its entry there.
 
     Raises:
-        ContainerTruncated: no central directory, though the file begins like a zip.
-        ContainerUnreadable: no zip, or a damaged central directory.
+        ContainerTruncated: no central directory, though the file begins like a zip; or a damaged one, of which
+            only the members before the damage are known.
+        ContainerUnreadable: no zip.
     """
-    for ordinal, entry in enumerate(_open(file).infolist()):
-        if not entry.is_dir():
-            link = stat.S_ISLNK(entry.external_attr >> 16)
-            yield Member(entry.filename, ordinal, entry.file_size, regular=not link)
+    directory = _find(file)
+    try:
+        for ordinal, entry in enumerate(entries(file, directory)):
+            if not entry.name.endswith("/"):
+                link = stat.S_ISLNK(entry.attributes >> 16)
+                yield Member(entry.name, ordinal, entry.size, entry.place, regular=not link)
+    except zipfile.BadZipFile as error:
+        raise ContainerTruncated("A damaged place in the directory of the zip; what follows it is lost.") from error
 
 
 def read_zip(
@@ -43,36 +52,60 @@ def read_zip(
 ) -> Iterator[bytes | InputError]:
     """Yield the bytes of each wanted member (ascending ``ordinal``), or what is wrong with it.
 
-    The central directory is read once. A member whose checksum fails, that is encrypted or compressed by an
-    unknown method yields MemberUnreadable. Raises OSError and CxrRayErrors of the file itself.
+    Of the central directory only the wanted entries are read, where the plan says their places (``offset``).
+    A member whose checksum fails, that is encrypted or compressed by an unknown method yields MemberUnreadable.
+    Raises OSError and CxrRayErrors of the file itself.
     """
     try:
-        archive = _open(file)
+        directory = _find(file)
     except (ContainerTruncated, ContainerUnreadable):
         for _ in wanted:
             yield ChangedInput("The container is not the one that was planned: it is no readable zip now.")
         return
-    entries = archive.infolist()
-    for planned in wanted:
-        entry = entries[planned.ordinal] if planned.ordinal < len(entries) else None
-        if entry is None or (readable_name(entry.filename), entry.file_size) != (
-            planned.member,
-            planned.size,
-        ):
+    # All entries first: on a remote storage, going to and fro between directory and members would cost a request
+    # each time.
+    for planned, entry in zip(wanted, list(_wanted_entries(file, directory, wanted)), strict=True):
+        if entry is None or (readable_name(entry.name), entry.size) != (planned.member, planned.size):
             yield ChangedInput("The container is not the one that was planned: another member stands here.")
-        elif entry.file_size > max_bytes:
-            yield oversized(entry.file_size, max_bytes)
+        elif entry.size > max_bytes:
+            yield oversized(entry.size, max_bytes)
         else:
-            yield _read_entry(archive, entry)
+            yield _read_entry(file, directory, entry)
 
 
-def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes | InputError:
-    if entry.flag_bits & _ENCRYPTED:
+def _wanted_entries(
+    file: BinaryIO, directory: Directory, wanted: Sequence[ArchiveInput]
+) -> Iterator[Entry | None]:
+    """The directory's entry of each wanted member, None where there is none."""
+    walk, place, ordinal = entries(file, directory), directory.end, 0
+    for planned in wanted:
+        # Plans of earlier versions have no places: then the directory is walked from its start.
+        target = planned.offset
+        if target is not None and not place <= target <= place + _NEAR:
+            walk, place = entries(file, directory, target), target
+        found = None
+        try:
+            for entry in walk:
+                here = entry.place == target if target is not None else ordinal == planned.ordinal
+                place, ordinal = entry.place + len(entry.raw), ordinal + 1
+                if here:
+                    found = entry
+                    break
+                if target is not None and place > target:
+                    break
+        except zipfile.BadZipFile:  # the next one may still be found by its own place
+            walk, place = iter(()), directory.end
+        yield found
+
+
+def _read_entry(file: BinaryIO, directory: Directory, entry: Entry) -> bytes | InputError:
+    if entry.flags & _ENCRYPTED:
         return MemberUnreadable("The member of the zip is encrypted.")
     try:
-        # zipfile stops at the stated size, so a member that lies about it fails its checksum instead of
-        # filling the memory.
-        return archive.read(entry)
+        with zipfile.ZipFile(cast(BinaryIO, OneMember(file, directory, entry))) as archive:
+            # zipfile stops at the stated size, so a member that lies about it fails its checksum instead of
+            # filling the memory.
+            return archive.read(archive.infolist()[0])
     except CxrRayError:
         raise
     except NotImplementedError:
@@ -85,17 +118,15 @@ def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes | Inp
         return MemberUnreadable("The member of the zip is damaged: it cannot be decompressed.")
 
 
-def _open(file: BinaryIO) -> zipfile.ZipFile:
+def _find(file: BinaryIO) -> Directory:
     head = file.read(len(LOCAL_HEADER))
     try:
-        return zipfile.ZipFile(file)
-    except CxrRayError:
-        raise
-    except Exception as error:  # BadZipFile, but also ValueError or struct.error for a damaged directory
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
+        directory = find_directory(file)
+        next(entries(file, directory), None)
+    except zipfile.BadZipFile as error:
         if head == LOCAL_HEADER:
             raise ContainerTruncated(
                 "The zip has no readable directory at its end: it was cut off, so its members are not known."
             ) from error
         raise ContainerUnreadable("The zip cannot be opened.") from error
+    return directory
