@@ -90,7 +90,9 @@ def measured(archive: Path, output: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--objects", type=int, default=1_000_000)
     parser.add_argument("--kinds", nargs="+", choices=list(ARCHIVES), default=list(ARCHIVES))
     parser.add_argument("--folder", help="where to make the archives (default: the temporary folder)")
@@ -99,7 +101,9 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(plan_once(*arguments.child)))
         return
-    print("| archive | objects | wall s (list + plan) | objects/s | objects per CPU s | peak MB | before MB |")
+    print(
+        "| archive | objects | wall s (list + plan) | objects/s | objects per CPU s | peak MB | before MB |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for kind in arguments.kinds:
         with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="bench-plan-") as folder:

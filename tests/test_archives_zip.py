@@ -157,7 +157,14 @@ def unusual_zips() -> dict[str, bytes]:
     names = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(names, "w") as archive:
         warnings.simplefilter("ignore", UserWarning)  # the same name twice
-        for name in ("films/\u00fc\u4e2d.png", "caf\u00e9.png", "a//b.png", "./c.png", "same.png", "same.png"):
+        for name in (
+            "films/\u00fc\u4e2d.png",
+            "caf\u00e9.png",
+            "a//b.png",
+            "./c.png",
+            "same.png",
+            "same.png",
+        ):
             archive.writestr(name, name.encode())
         with archive.open(zipfile.ZipInfo("large.png"), "w", force_zip64=True) as member:
             member.write(b"sizes in the extra field")

@@ -85,7 +85,9 @@ class Manifest:
             found, self._delimiter = _csv_header(file)
         chosen = _choose(found, options)
         self.is_inventory = _is_inventory(chosen, options)
-        self.ours = {name: column for name, column in chosen.items() if self.is_inventory or name not in _FACTS}
+        self.ours = {
+            name: column for name, column in chosen.items() if self.is_inventory or name not in _FACTS
+        }
         self._wanted = list(dict.fromkeys([*self.ours.values(), *options.carry]))
         for column in self._wanted:
             if found.count(column) != 1:
@@ -114,10 +116,16 @@ class Manifest:
     def table(self) -> pa.Table:
         """All wanted columns as text."""
         batches = [
-            pa.Table.from_batches([batch]).cast(pa.schema([(name, pa.large_string()) for name in self._wanted]))
+            pa.Table.from_batches([batch]).cast(
+                pa.schema([(name, pa.large_string()) for name in self._wanted])
+            )
             for batch in self.batches()
         ]
-        return pa.concat_tables(batches) if batches else pa.table({name: pa.array([], pa.large_string()) for name in self._wanted})
+        return (
+            pa.concat_tables(batches)
+            if batches
+            else pa.table({name: pa.array([], pa.large_string()) for name in self._wanted})
+        )
 
 
 @contextmanager

@@ -132,8 +132,12 @@ def _batches(file: BinaryIO, manifest: dict[str, Any]) -> Iterator[pa.RecordBatc
     for batch in batches:
         renamed = batch.rename_columns([_plain(name) for name in batch.schema.names])
         if manifest["fileFormat"] == "CSV":  # only there, keys are encoded as in a URL
-            keys = [unquote_plus(key) if "%" in key or "+" in key else key for key in renamed["key"].to_pylist()]
-            renamed = renamed.set_column(renamed.schema.get_field_index("key"), "key", pa.array(keys, pa.string()))
+            keys = [
+                unquote_plus(key) if "%" in key or "+" in key else key for key in renamed["key"].to_pylist()
+            ]
+            renamed = renamed.set_column(
+                renamed.schema.get_field_index("key"), "key", pa.array(keys, pa.string())
+            )
         yield renamed
 
 
@@ -145,9 +149,7 @@ def _plain(name: str) -> str:
     return name.replace("_", "").lower()
 
 
-def _file_batch(
-    table: pa.RecordBatch, bucket: str, exclude: Exclusion, report: ListingReport
-) -> FileBatch:
+def _file_batch(table: pa.RecordBatch, bucket: str, exclude: Exclusion, report: ListingReport) -> FileBatch:
     rows = len(table)
     key = table["key"].cast(pa.string())
     names = set(table.schema.names)

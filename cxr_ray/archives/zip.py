@@ -37,14 +37,16 @@ def index_zip(file: BinaryIO) -> Iterator[Member]:
             only the members before the damage are known.
         ContainerUnreadable: no zip.
     """
-    directory = _find(file)
+    directory = _find(file, look=True)
     try:
         for ordinal, entry in enumerate(entries(file, directory)):
             if not entry.name.endswith("/"):
                 link = stat.S_ISLNK(entry.attributes >> 16)
                 yield Member(entry.name, ordinal, entry.size, entry.place, regular=not link)
     except zipfile.BadZipFile as error:
-        raise ContainerTruncated("A damaged place in the directory of the zip; what follows it is lost.") from error
+        raise ContainerTruncated(
+            "A damaged place in the directory of the zip; what follows it is lost."
+        ) from error
 
 
 def read_zip(
@@ -118,11 +120,13 @@ def _read_entry(file: BinaryIO, directory: Directory, entry: Entry) -> bytes | I
         return MemberUnreadable("The member of the zip is damaged: it cannot be decompressed.")
 
 
-def _find(file: BinaryIO) -> Directory:
+def _find(file: BinaryIO, *, look: bool = False) -> Directory:
+    """Find the directory; with ``look``, also see that it begins with an entry."""
     head = file.read(len(LOCAL_HEADER))
     try:
         directory = find_directory(file)
-        next(entries(file, directory), None)
+        if look:
+            next(entries(file, directory), None)
     except zipfile.BadZipFile as error:
         if head == LOCAL_HEADER:
             raise ContainerTruncated(

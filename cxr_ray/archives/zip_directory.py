@@ -152,7 +152,9 @@ class OneMember(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         length = self._start + len(self._tail)
-        self._position = max(offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: length}[whence], 0)
+        self._position = max(
+            offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: length}[whence], 0
+        )
         return self._position
 
     def read(self, size: int | None = -1) -> bytes:

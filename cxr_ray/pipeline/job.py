@@ -17,6 +17,7 @@ from cxr_ray.pipeline.decoding.child_process import ProcessLimits
 from cxr_ray.pipeline.identity import Identity, check_identity, read_identity
 from cxr_ray.pipeline.options import JobOptions
 from cxr_ray.pipeline.plan import open_plan
+from cxr_ray.pipeline.prediction import foretell
 from cxr_ray.pipeline.privacy import resolve_privacy
 from cxr_ray.pipeline.publish import Publisher
 from cxr_ray.pipeline.screening import Say, Screening
@@ -150,10 +151,12 @@ def report_end(screening: Screening, job: Job) -> int:
 
 
 def _dry_run(screening: Screening) -> int:
+    """List, sample and foretell; writes nothing."""
     plan = open_plan(screening.plan_store)
     screening.check_archive()
     listing = screening.list_new(plan)
     try:
+        prediction = foretell(plan, listing, screening.output, screening.work, screening.options.unit_size)
         record = {
             "dry_run": True,
             "output": screening.output.storage.url,
@@ -162,9 +165,12 @@ def _dry_run(screening: Screening) -> int:
             "listed_bytes": listing.bytes,
             "repeated_rows": listing.repeated,
             "left_out": listing.report,
+            **prediction.record(),
         }
     finally:
         listing.close()
+    for line in prediction.lines(screening.work.resources):
+        screening.say(line)
     print(json.dumps(record), flush=True)
     return EXIT_OK
 

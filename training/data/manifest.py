@@ -14,8 +14,8 @@ from typing import Any
 
 from cxr_ray.archives.storage import open_storage
 from cxr_ray.errors import TrainingDataError
-from cxr_ray.pipeline.spool import age_in_years
 from cxr_ray.pipeline.privacy import PSEUDONYMS, Privacy, read_key, resolve_privacy
+from cxr_ray.pipeline.spool import age_in_years
 from training.data.example import Example, names
 from training.data.labels import Labels
 from training.data.table import read_text_columns

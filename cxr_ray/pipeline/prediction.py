@@ -1,0 +1,260 @@
+"""What a run will take, foretold from a few images: ``dry_run=true``.
+
+A sample of what would be planned is decoded, scored and encoded in this process, with the job's own bundle, threads
+and options, and its times are carried over to all images and the resources at hand. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cxr_ray.pipeline.assignments import SEQUENTIAL_KINDS
+from cxr_ray.pipeline.decode_unit import decode_unit
+from cxr_ray.pipeline.parts import encode_part, finished_table, published_units
+from cxr_ray.pipeline.plan import SHARD_KIND, Plan, PlannedImage, planned_image, read_unit
+from cxr_ray.pipeline.planner import Listing, cut_units
+from cxr_ray.pipeline.publish import Publisher
+from cxr_ray.pipeline.resources import Resources
+from cxr_ray.pipeline.score_unit import score_unit
+from cxr_ray.pipeline.shard_source import read_shard_unit
+from cxr_ray.preprocess import COLUMNS, ROWS
+from cxr_ray.shards import QUARANTINED, READY
+
+if TYPE_CHECKING:
+    from cxr_ray.pipeline.screening import Work
+
+SEED = 20_240_501
+SAMPLED_UNITS = 4
+IMAGES_PER_UNIT = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What a few images took.
+
+    Attributes:
+        images: how many.
+        ready: how many of them could be decoded.
+        quarantined: how many would not get a score (or, in shards, pixels).
+        decode_seconds: wall seconds to read, decode and preprocess all of them, one after the other.
+        score_seconds: wall seconds of the scorer for one image that is not quarantined (0 without scorer).
+        part_bytes: encoded size of their rows.
+    """
+
+    images: int
+    ready: int
+    quarantined: int
+    decode_seconds: float
+    score_seconds: float
+    part_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A run foretold: rates in images per second over all workers, the slower of which decides."""
+
+    images: int
+    units: int
+    bytes_to_read: int
+    decode_rate: float
+    score_rate: float | None
+    output_bytes: int
+    sample: Sample
+
+    @property
+    def rate(self) -> float:
+        """Images per second of the run."""
+        return self.decode_rate if self.score_rate is None else min(self.decode_rate, self.score_rate)
+
+    @property
+    def hours(self) -> float:
+        return self.images / self.rate / 3600 if self.images else 0.0
+
+    def record(self) -> dict[str, Any]:
+        """For the job's last line."""
+        return {
+            "images": self.images,
+            "units": self.units,
+            "bytes_to_read": self.bytes_to_read,
+            "images_per_second": _rounded(self.rate),
+            "decode_images_per_second": _rounded(self.decode_rate),
+            "score_images_per_second": None if self.score_rate is None else _rounded(self.score_rate),
+            "hours": _rounded(self.hours),
+            "output_bytes": self.output_bytes,
+            "sampled_images": self.sample.images,
+            "sampled_quarantined": self.sample.quarantined,
+        }
+
+    def lines(self, resources: Resources) -> Iterator[str]:
+        """The same for people."""
+        yield (
+            f"{self.images:,} images in {self.units:,} units to do, {_size(self.bytes_to_read)} to read; sampled "
+            f"{self.sample.images}, of which {self.sample.quarantined} would be quarantined"
+        )
+        if not self.images:
+            return
+        scorers = "" if self.score_rate is None else f"{resources.actors} scorers on {resources.device} and "
+        slower = "decoding" if self.rate == self.decode_rate else "scoring"
+        yield (
+            f"about {self.rate:,.3g} images/s with {scorers}{resources.decode_tasks} decode tasks ({slower} decides): "
+            f"{_duration(self.hours)}, {_size(self.output_bytes)} of output"
+        )
+
+
+def foretell(plan: Plan, listing: Listing, output: Publisher, work: Work, largest: int) -> Prediction:
+    """Foretell the run that publishes what is planned and open, and what ``listing`` selects."""
+    done = published_units(output, work.identity.kind)
+    open_units = [unit for unit in plan.units() if unit.unit_id not in done]
+    images = listing.images + sum(unit.images for unit in open_units)
+    bytes_to_read = sum(_bytes(table) for table in listing.batches())
+    groups, units = choose_sample(listing.batches(), largest)
+    if open_units:
+        names = pa.array([unit.unit_id for unit in open_units])
+        for table in plan.tables(columns=["unit_id", "size"]):
+            bytes_to_read += _bytes(table.filter(pc.is_in(table.column("unit_id"), value_set=names)))
+    if not groups and open_units:
+        first = random.Random(SEED).sample(open_units, min(SAMPLED_UNITS, len(open_units)))
+        groups = [read_unit(plan.publisher, unit)[:IMAGES_PER_UNIT] for unit in first]
+    return predict(
+        take_sample(groups, work),
+        images=images,
+        units=units + len(open_units),
+        bytes_to_read=bytes_to_read,
+        resources=work.resources,
+        scoring=work.scorer is not None,
+    )
+
+
+def choose_sample(
+    tables: Iterable[pa.Table], largest: int, *, seed: int = SEED
+) -> tuple[list[list[PlannedImage]], int]:
+    """A few images of a few units, always the same of the same plan, and the number of all units.
+
+    Of a tar.gz only the first unit is a candidate: reaching a later one would mean reading all before it.
+    """
+    chance = random.Random(seed)
+    chosen: list[pa.Table] = []
+    units = candidates = 0
+    last_stream: Any = None
+    for unit in cut_units(tables, largest):
+        units += 1
+        kind, container = unit.column("kind")[0].as_py(), unit.column("container")[0].as_py()
+        if kind in SEQUENTIAL_KINDS:
+            if container == last_stream:
+                continue
+            last_stream = container
+        candidates += 1
+        # Every candidate stays with the same probability, whatever their number turns out to be.
+        place = len(chosen) if len(chosen) < SAMPLED_UNITS else chance.randrange(candidates)
+        if place < SAMPLED_UNITS:
+            start = 0
+            if kind not in SEQUENTIAL_KINDS and unit.num_rows > IMAGES_PER_UNIT:
+                start = chance.randrange(unit.num_rows - IMAGES_PER_UNIT + 1)
+            picked = unit.slice(start, IMAGES_PER_UNIT).take(
+                list(range(min(IMAGES_PER_UNIT, unit.num_rows - start)))
+            )
+            chosen[place : place + 1] = [picked]
+    return [[planned_image(row) for row in table.to_pylist()] for table in chosen], units
+
+
+def take_sample(groups: list[list[PlannedImage]], work: Work) -> Sample:
+    """Decode, score and encode the sample here and now; bad images are part of it.
+
+    Raises:
+        StorageReadError: the archive does not answer.
+    """
+    start = time.perf_counter()
+    tables = []
+    for images in groups:
+        if images[0].source.kind == SHARD_KIND:
+            tables.append(read_shard_unit(images, work.settings.archive_options))
+        else:
+            tables.append(decode_unit(images, work.settings))
+    decode_seconds = time.perf_counter() - start
+    ready = sum(_count(table, READY) for table in tables)
+    score_seconds = 0.0
+    if tables and work.scorer is not None:
+        tables, score_seconds = _scored(tables, work)
+    part_bytes = 0
+    for table in tables:
+        part = finished_table(table, work.identity.kind, replace(work.footer, unit_id="sample"))
+        # What is the same in every part whatever its rows is not carried over.
+        part_bytes += len(encode_part(part)) - len(encode_part(part.slice(0, 0)))
+    return Sample(
+        images=sum(table.num_rows for table in tables),
+        ready=ready,
+        quarantined=sum(_count(table, QUARANTINED) for table in tables),
+        decode_seconds=decode_seconds,
+        score_seconds=score_seconds,
+        part_bytes=part_bytes,
+    )
+
+
+def _scored(tables: list[pa.Table], work: Work) -> tuple[list[pa.Table], float]:
+    """Score the tables; seconds for one image, measured on whole network calls and after a first one."""
+    assert work.scorer is not None
+    scorer = work.scorer()
+    noise = np.random.default_rng(SEED).integers(0, 256, (scorer.compute_batch, ROWS, COLUMNS), np.uint8)
+    scorer.score(noise)
+    start = time.perf_counter()
+    scorer.score(noise)
+    # Units are large, so a run pads hardly any call; a small sample would pad most of its own.
+    seconds = (time.perf_counter() - start) / len(noise)
+    return [score_unit(table, scorer, min_lung_fraction=work.min_lung_fraction) for table in tables], seconds
+
+
+def predict(
+    sample: Sample, *, images: int, units: int, bytes_to_read: int, resources: Resources, scoring: bool
+) -> Prediction:
+    """Carry a sample over to ``images`` and ``resources``."""
+    count = max(sample.images, 1)
+    decode_rate = resources.decode_tasks * sample.images / max(sample.decode_seconds, 1e-9)
+    score_rate = None
+    if scoring:
+        # What cannot be decoded never reaches a scorer; but that a few of them cannot does not mean that none can.
+        share = (sample.ready or count) / count
+        score_rate = resources.actors / max(sample.score_seconds * share, 1e-9)
+    return Prediction(
+        images=images,
+        units=units,
+        bytes_to_read=bytes_to_read,
+        decode_rate=decode_rate,
+        score_rate=score_rate,
+        output_bytes=int(sample.part_bytes / count * images),
+        sample=sample,
+    )
+
+
+def _bytes(table: pa.Table) -> int:
+    return pc.sum(table.column("size")).as_py() or 0
+
+
+def _count(table: pa.Table, status: str) -> int:
+    return pc.sum(pc.equal(table.column("status"), status)).as_py() or 0
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.3g} {unit}"
+
+
+def _duration(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:,.1f} hours"
+    return f"{hours * 60:.1f} minutes" if hours * 60 >= 1 else f"{hours * 3600:.0f} seconds"
