@@ -126,7 +126,9 @@ def test_s3_objects_by_etag_or_by_size(s3_server: S3Server, tmp_path: Path) -> N
     assert not [one for one in s3_server.requests()[before:] if ".png" in str(one)]
     assert report.loose_versions == 2
     fs.rm_file(f"{bucket}/gone.png")
-    fs.pipe({f"{bucket}/other.png": b"FILM", f"{bucket}/sized.png": b"FILM", f"{bucket}/resized.png": b"FILMS"})
+    fs.pipe(
+        {f"{bucket}/other.png": b"FILM", f"{bucket}/sized.png": b"FILM", f"{bucket}/resized.png": b"FILMS"}
+    )
     assert outcomes(found, s3_server.storage_options) == [
         "read", "missing", "changed", "read", "changed", "changed",
     ]  # fmt: skip

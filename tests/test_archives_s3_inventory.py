@@ -128,7 +128,11 @@ def test_latest_versions_only_and_what_a_listing_would_leave_out_left_out(tmp_pa
 def test_on_s3_it_gives_what_the_listing_gives(s3_server: S3Server) -> None:
     bucket, fs = s3_server.make_bucket(), s3_server.filesystem()
     objects = {f"films/{number}.png": b"film %d" % number for number in range(5)}
-    objects |= {"films/box.zip": container_bytes("zip", members(3)), "films/.hidden": b"x", "a+b c.png": b"film"}
+    objects |= {
+        "films/box.zip": container_bytes("zip", members(3)),
+        "films/.hidden": b"x",
+        "a+b c.png": b"film",
+    }
     fs.pipe({f"{bucket}/{key}": data for key, data in objects.items()})
     storage = open_storage(f"s3://{bucket}", s3_server.storage_options)
     by_listing = list(list_archive(storage))
