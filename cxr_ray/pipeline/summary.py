@@ -6,6 +6,7 @@ import json
 import platform
 import secrets
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -69,16 +70,17 @@ def count_rows(publisher: Publisher, plan: Plan, kind: str) -> Counts:
         return Counts(planned=plan.images, kept=0, quarantined=0)
     filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(publisher.storage.fs))
     dataset = pads.dataset(parts, format="parquet", filesystem=filesystem)
-    table = dataset.to_table(columns=["status", "reason"])
-    quarantined = pc.sum(pc.equal(table.column("status"), QUARANTINED)).as_py() or 0
-    reasons = {
-        entry["values"]: entry["counts"]
-        for entry in pc.value_counts(table.column("reason")).to_pylist()
-        if entry["values"] is not None
-    }
+    rows = quarantined = 0
+    reasons: Counter[str] = Counter()
+    # Batch by batch: two columns of ten million rows would take more memory than the driver has to spare.
+    for batch in dataset.scanner(columns=["status", "reason"], batch_readahead=4).to_batches():
+        rows += batch.num_rows
+        quarantined += pc.sum(pc.equal(batch.column("status"), QUARANTINED)).as_py() or 0
+        for entry in pc.value_counts(batch.column("reason").drop_null()):
+            reasons[entry["values"].as_py()] += entry["counts"].as_py()
     return Counts(
         planned=plan.images,
-        kept=table.num_rows - quarantined,
+        kept=rows - quarantined,
         quarantined=quarantined,
         reasons=dict(sorted(reasons.items())),
     )
