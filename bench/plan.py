@@ -21,10 +21,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.plan_archives import ARCHIVES, make
+
+ROOT = Path(__file__).parents[1]
 
 
 def resident(field: str) -> float:

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
+ROOT = Path(__file__).parents[1]
 UNIT = 1000
 FIRST_READ = "first-read"
 
@@ -36,12 +36,12 @@ def make_output(folder: Path, images: int, open_share: float) -> None:
     from cxr_ray.archives.batches import FileBatch
     from cxr_ray.archives.inputs import image_id
     from cxr_ray.archives.storage import open_storage
+    from cxr_ray.pipeline.parts import encode_part
     from cxr_ray.pipeline.plan import open_plan
     from cxr_ray.pipeline.planner import commit_generation, select_new, spool_listing
     from cxr_ray.pipeline.privacy import Privacy
     from cxr_ray.pipeline.publish import Publisher
     from cxr_ray.pipeline.score_table import SCORE_SCHEMA
-    from cxr_ray.pipeline.parts import encode_part
 
     def batches() -> Iterator[FileBatch]:
         for start in range(0, images, 50_000):
@@ -53,9 +53,7 @@ def make_output(folder: Path, images: int, open_share: float) -> None:
     publisher = Publisher(open_storage(str(folder)))
     listing = spool_listing(batches(), Privacy())
     select_new(listing, [], None)
-    commit_generation(
-        publisher, open_plan(publisher), listing, attempt="made", identity="made", largest=UNIT
-    )
+    commit_generation(publisher, open_plan(publisher), listing, attempt="made", identity="made", largest=UNIT)
     listing.close()
     row = {field.name: None for field in SCORE_SCHEMA} | {
         "image_id": image_id("x", None).hex(), "status": "scored", "flags": [], "unit_id": "u", "identity": "i",
@@ -150,7 +148,12 @@ def count(folder: str) -> dict[str, Any]:
     before, start = resident("VmRSS"), time.monotonic()
     counts = count_rows(publisher, plan, "scores")
     seconds = round(time.monotonic() - start, 1)
-    return {"rows": counts.kept, "count_s": seconds, "before_mb": round(before), "peak_mb": round(resident("VmHWM"))}
+    return {
+        "rows": counts.kept,
+        "count_s": seconds,
+        "before_mb": round(before),
+        "peak_mb": round(resident("VmHWM")),
+    }
 
 
 def child(task: str, folder: Path) -> dict[str, Any]:

@@ -72,9 +72,7 @@ def growth(kind: str, folder: Path, *flags: str) -> float:
     return (after - before) / (many - few)
 
 
-pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="peak memory is read from /proc"
-)
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 
 
 @pytest.mark.parametrize("kind", ["csv", "zip"])

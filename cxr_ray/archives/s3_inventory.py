@@ -71,8 +71,8 @@ def _read_manifest(storage: Storage) -> dict[str, Any]:
         sound = False
     if not sound or manifest["fileFormat"] not in _FORMATS:
         raise ArchiveError(
-            f"{storage.url} is not the {MANIFEST_NAME} of an S3 Inventory in CSV, Parquet or ORC; give that, a folder, a "
-            "container or a manifest in CSV or Parquet."
+            f"{storage.url} is not the {MANIFEST_NAME} of an S3 Inventory in CSV, Parquet or ORC; give that, a "
+            "folder, a container or a manifest in CSV or Parquet."
         )
     return dict(manifest)
 

@@ -32,7 +32,8 @@ class JobOptions:
     """What ingest and score have in common."""
 
     archive: str = MISSING
-    """What to read: directory, tar, tar.gz, zip, manifest or (score only) shards, on any fsspec URL."""
+    """What to read: directory, tar, tar.gz, zip, manifest, inventory, S3 Inventory (its ``manifest.json``) or (score
+    only) shards, on any fsspec URL."""
     output: str = MISSING
     """Where to write: a new place, or one that an earlier run of the same settings began."""
     archive_options: dict[str, Any] = field(default_factory=dict)
@@ -54,7 +55,7 @@ class JobOptions:
     carry: list[str] = field(default_factory=list)
     """Manifest columns to keep in the column ``carry``."""
     dry_run: bool = False
-    """List and count, write nothing."""
+    """List, score a small sample in the driver, say what the run will take; write nothing."""
 
     # -- identity --
     decode_policy: str = "corrected"

@@ -139,5 +139,9 @@ def test_a_film_gone_or_changed_since_planning_is_a_row(tmp_path: Path) -> None:
 
 def test_dry_run_counts_and_writes_nothing(films: Path, tmp_path: Path) -> None:
     done = score_cheaply(films, tmp_path / "out", "dry_run=true")
-    assert done.summary["new_images"] == 15
+    assert done.summary["new_images"] == done.summary["images"] == 15
+    assert done.summary["sampled_images"] > 0
+    assert done.summary["images_per_second"] > 0
+    assert done.summary["hours"] > 0
+    assert done.summary["output_bytes"] > 1000
     assert not (tmp_path / "out").exists()
