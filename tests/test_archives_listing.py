@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import io
 import os
 import random
@@ -112,7 +113,7 @@ def test_single_container_is_told_by_its_bytes(place: Place, kind: str, name: st
     assert {one.kind for one in found} == {kind}
     assert len({one.version for one in found}) == 1
     assert [one.ordinal for one in found] == [1, 2, 3]
-    assert all((one.offset is not None) == (kind == "tar") for one in found)
+    assert all((one.offset is not None) == (kind != "tar.gz") for one in found)
 
 
 def test_containers_inside_a_folder(place: Place) -> None:
@@ -305,6 +306,31 @@ def test_walk_on_another_filesystem() -> None:
 )
 def test_default_exclusion(name: str, out: bool) -> None:
     assert Exclusion(DEFAULT_EXCLUDE)(name) is out
+
+
+def test_own_patterns_are_shell_patterns_of_names_and_of_the_ends_of_paths() -> None:
+    source = random.Random(0)
+    parts = ["a", "b", "x", ".", "..", "", ".h", "Q.CSV", "z.png", "y1", "e.", "ab", "c.tar.gz"]
+    for patterns in [
+        DEFAULT_EXCLUDE,
+        ("*/x/*", "a*b", "[ab]*.png", "x/*.png", "*.T?T", "x/*/y*"),
+        ("A/*",),
+        ("*",),
+        (),
+    ]:
+        exclusion = Exclusion(patterns)
+        for _ in range(2000):
+            path = "/".join(source.choices(parts, k=source.randint(1, 5)))
+            plain = [part for part in path.lower().split("/") if part not in ("", ".", "..")]
+            expected = any(
+                fnmatch.fnmatchcase("/".join(plain), prefix + pattern.lower())
+                if "/" in pattern
+                else fnmatch.fnmatchcase(plain[-1], pattern.lower())
+                for pattern in patterns
+                for prefix in ("", "*/")
+                if plain
+            )
+            assert exclusion(path) is expected, (path, patterns)
 
 
 @pytest.mark.shared

@@ -31,7 +31,8 @@ def first_unknown(
         filled += len(chunk)
     assert filled == count
     order = _sorted_positions(high, low)
-    high, low = high[order], low[order]
+    high = high[order]  # one after the other: both at once would be a third of the peak
+    low = low[order]
     marks = np.ones(count, bool)
     repeats = order[1:][(high[1:] == high[:-1]) & (low[1:] == low[:-1])]
     marks[repeats] = False
