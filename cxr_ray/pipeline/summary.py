@@ -24,6 +24,7 @@ from cxr_ray.shards import QUARANTINED
 
 RUNS_FOLDER = "runs"
 RUN_FILE = "run.json"
+_PARTS_AT_ONCE = 256
 
 #: Units and reasons that the last sentence of a failed run names.
 _NAMED = 3
@@ -69,15 +70,16 @@ def count_rows(publisher: Publisher, plan: Plan, kind: str) -> Counts:
     if not parts:
         return Counts(planned=plan.images, kept=0, quarantined=0)
     filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(publisher.storage.fs))
-    dataset = pads.dataset(parts, format="parquet", filesystem=filesystem)
     rows = quarantined = 0
     reasons: Counter[str] = Counter()
-    # Batch by batch: two columns of ten million rows would take more memory than the driver has to spare.
-    for batch in dataset.scanner(columns=["status", "reason"], batch_readahead=4).to_batches():
-        rows += batch.num_rows
-        quarantined += pc.sum(pc.equal(batch.column("status"), QUARANTINED)).as_py() or 0
-        for entry in pc.value_counts(batch.column("reason").drop_null()):
-            reasons[entry["values"].as_py()] += entry["counts"].as_py()
+    # A dataset keeps the footers of all its files (0.1 MB each), and two columns of ten million rows are large too.
+    for start in range(0, len(parts), _PARTS_AT_ONCE):
+        dataset = pads.dataset(parts[start : start + _PARTS_AT_ONCE], format="parquet", filesystem=filesystem)
+        for batch in dataset.scanner(columns=["status", "reason"]).to_batches():
+            rows += batch.num_rows
+            quarantined += pc.sum(pc.equal(batch.column("status"), QUARANTINED)).as_py() or 0
+            for entry in pc.value_counts(batch.column("reason").drop_null()):
+                reasons[entry["values"].as_py()] += entry["counts"].as_py()
     return Counts(
         planned=plan.images,
         kept=rows - quarantined,
