@@ -135,7 +135,7 @@ def test_a_failed_save_keeps_the_last(tmp_path: Path, monkeypatch: pytest.Monkey
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cxr_ray.pipeline.publish.os.fsync", full)
+    monkeypatch.setattr("cxr_ray.pipeline.publishing.local.os.fsync", full)
     with pytest.raises(StorageWriteError, match=r"checkpoint 2 .*No space left"):
         checkpoints.save(2, state(2), {})
     monkeypatch.undo()
