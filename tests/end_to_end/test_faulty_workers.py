@@ -48,7 +48,7 @@ def test_a_scorer_that_hangs_ends_the_run_with_the_state_of_the_stages(
     films_and_a_victim: Path, tmp_path: Path
 ) -> None:
     # Long enough for a busy machine to start an actor.
-    done = score_with("hang", films_and_a_victim, tmp_path / "out", "no_progress_seconds=30")
+    done = score_with("hang", films_and_a_victim, tmp_path / "out", "no_progress_seconds=60")
     assert done.code == 1
     assert "no progress for" in done.err
     assert "score: actors 1 alive" in done.err
