@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
@@ -113,20 +114,6 @@ class Manifest:
             ),
         )
 
-    def table(self) -> pa.Table:
-        """All wanted columns as text."""
-        batches = [
-            pa.Table.from_batches([batch]).cast(
-                pa.schema([(name, pa.large_string()) for name in self._wanted])
-            )
-            for batch in self.batches()
-        ]
-        return (
-            pa.concat_tables(batches)
-            if batches
-            else pa.table({name: pa.array([], pa.large_string()) for name in self._wanted})
-        )
-
 
 @contextmanager
 def open_manifest(storage: Storage, options: ManifestOptions) -> Iterator[Manifest]:
@@ -162,18 +149,28 @@ def read_rows(storage: Storage, options: ManifestOptions, report: ListingReport)
 
     Raises ArchiveError, as ``open_manifest``.
     """
-    with open_manifest(storage, options) as manifest:
-        ours, table = manifest.ours, manifest.table()
-    theirs = table.column(ours["uri"])
     addresses = Addresses(storage, options.root)
-    canonical = [addresses.canonical(chunk).cast(pa.large_string()) for chunk in theirs.chunks]
-    table = table.append_column("\0uri", pa.chunked_array(canonical, pa.large_string()))
-    table = table.filter(pc.is_valid(table.column("\0uri")))
-    report.rows_without_uri += len(theirs) - len(table)
-    members = table.column(ours["member"]) if "member" in ours else pa.nulls(len(table), pa.large_string())
-    table = table.append_column("\0member", pc.fill_null(members, ""))
+    with open_manifest(storage, options) as manifest:
+        ours = manifest.ours
+        kept = list(dict.fromkeys([ours[name] for name in SAID if name in ours] + list(options.carry)))
+        batches = []
+        for batch in manifest.batches():
+            uri = addresses.canonical(batch.column(ours["uri"]).cast(pa.string()))
+            member = (
+                batch.column(ours["member"]).cast(pa.string()) if "member" in ours else pa.nulls(len(uri))
+            )
+            columns = {name: batch.column(name).cast(pa.string()) for name in kept}
+            columns |= {"\0uri": uri, "\0member": pc.fill_null(member.cast(pa.string()), "")}
+            # As written the addresses are not needed again; in millions of rows they would take half the memory.
+            found = pa.table(columns).filter(pc.is_valid(uri))
+            report.rows_without_uri += len(uri) - len(found)
+            batches.append(found)
+    if not batches:
+        return
+    table = pa.concat_tables(batches)
+    del batches
     # Row numbers make the order of equal keys that of the manifest.
-    table = table.append_column("\0row", pa.array(range(len(table)), pa.int64()))
+    table = table.append_column("\0row", pa.array(np.arange(len(table))))
     order = pc.sort_indices(table, sort_keys=[(key, "ascending") for key in ("\0uri", "\0member", "\0row")])
     for start in range(0, len(order), _BATCH):
         for row in table.take(order.slice(start, _BATCH)).to_pylist():
