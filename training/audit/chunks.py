@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -66,7 +68,16 @@ def _results(
 
 def _start(make: Callable[..., Work], arguments: tuple[Any, ...]) -> None:
     global _work
+    # A pool's processes do not notice that the one that waits for them was killed, and would work on for nobody.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _work = make(*arguments)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _do(part: NDArray[np.uint8]) -> Arrays:
