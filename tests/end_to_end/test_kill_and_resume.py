@@ -1,4 +1,8 @@
-"""SIGKILL the driver and everything under it, run the same command again: the same table."""
+"""SIGKILL the driver and everything under it, run the same command again: the same table.
+
+With the real network, so that it takes its time and belongs to the nightly form; ``test_random_kills.py`` kills
+more, and every day, with a scorer that costs nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,10 @@ import pytest
 from s3_server import S3Server
 
 from cxr_ray.archives.storage import open_storage
+from end_to_end.chaos import nightly
 from end_to_end.commands import by_content, read_table, run_until, score, write_films
+
+pytestmark = pytest.mark.skipif(not nightly(), reason="part of the nightly form: CXR_RAY_NIGHTLY=1")
 
 FILMS = 40
 

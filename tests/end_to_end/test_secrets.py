@@ -131,7 +131,8 @@ def test_a_run_that_is_refused_access(
     place = on_s3(bucket, f"refused{match.count('p')}", s3_server, secret)
     s3_server.set_faults(1.0, kinds=("403",), match=match)
     try:
-        done = run_command(*command(place, bucket, s3_server, secret), env=environment(secret, ray_folder))
+        job = [*command(place, bucket, s3_server, secret), "unit_retries=0", "rounds=1"]
+        done = run_command(*job, env=environment(secret, ray_folder))
     finally:
         assert s3_server.clear_faults() > 0
     assert done.code == 1
