@@ -2,7 +2,7 @@
 
 A depthwise convolution of dilation d never mixes pixels of different remainders modulo d, so it is d * d plain ones on
 interleaved sub-frames. Frameworks have fast kernels for the plain kind only: on one core the gradient of Module 1 is
-five times quicker this way than through a dilated convolution (``bench/results/training.md``). Same sums, other order
+five times quicker this way than through a dilated convolution (``bench/results/training_step.md``). Same sums, other order
 of memory.
 """
 

@@ -1,4 +1,4 @@
-"""What a training step costs on one CPU core, before and after, in one run: ``python bench/training.py``.
+"""What a training step costs on one CPU core, before and after, in one run: ``python bench/training_step.py``.
 
 Before: every depthwise convolution as torch's dilated one, every 1x1 as a convolution, features computed for each fold.
 After: what ``cxr_ray.nets`` and ``training`` do. CPU seconds of one thread, smallest of ``--repeats``.
@@ -121,10 +121,10 @@ def epoch_row(repeats: int, epochs: int = 8, copies: int = 4) -> tuple[str, floa
     scattering each time), or once per copy for all."""
     network = Network(Segmenter(), Ensemble(rows=300, columns=340, paths=0), mean=124.0, std=76.0).eval()
     fold_blocks(network)
-    frame = torch.zeros(1, 300, 340, dtype=torch.uint8)
+    frame = torch.rand(1, 300, 340)
     x, mask = torch.rand(1, 300, 340), torch.rand(1, 300, 340)
     with torch.inference_mode():
-        masked = cost(lambda: network(frame), repeats)
+        masked = cost(lambda: network.segmenter(frame), repeats)
         scattered = cost(lambda: network.ensemble.inputs(x, mask), repeats)
     seen = epochs * (FOLDS - 1)  # a picture is held out by one fold
     return (
