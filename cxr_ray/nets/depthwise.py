@@ -1,9 +1,8 @@
 """Depthwise convolution whose training step is quick on a CPU.
 
 A depthwise convolution of dilation d never mixes pixels of different remainders modulo d, so it is d * d plain ones on
-interleaved sub-frames. Frameworks have fast kernels for the plain kind only: on one core the gradient of Module 1 is
-five times quicker this way than through a dilated convolution (``bench/results/training_step.md``). Same sums, other order
-of memory.
+interleaved sub-frames. Frameworks have fast kernels for the plain kind only: on one core a training step of Module 1
+costs two sevenths this way (``bench/results/training_step.md``). Same sums, other order of memory.
 """
 
 from __future__ import annotations
