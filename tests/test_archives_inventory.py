@@ -13,7 +13,7 @@ import pytest
 from archive_samples import container_bytes, members
 from s3_server import S3Server
 
-from cxr_ray.archives.addresses import Addresses
+from cxr_ray.archives.addresses import manifest_addresses
 from cxr_ray.archives.batches import FileBatch
 from cxr_ray.archives.inputs import ArchiveInput
 from cxr_ray.archives.inventory import moment
@@ -211,12 +211,12 @@ def test_times(text: str | None, found: tuple[int | None, int | None]) -> None:
 
 @pytest.mark.parametrize("root", [None, "/other/", "s3://bucket/films", "http://host/x"])
 def test_addresses_by_column_are_those_one_by_one(root: str | None) -> None:
-    addresses = Addresses(open_storage("/data/films.csv"), root)
+    addresses = manifest_addresses(open_storage("/data/films.csv"), root)
     written = [
         "a.png", "x/b.png", " s3://b/k/x.png ", "s3://b/k/", "s3://b//x.png", "s3a://b/x", "/abs/x.png",
         "/abs/../x.png", "~/x.png", "file:///a/b.png", "file:///a/../b.png", "./a.png", "a//b.png", "a/", "..",
         "a/..b/c.png", "a/b..", "/a/b/.", "x.png\\x41", "http://h/x.png", "\u00e9/\u00fc.png", "/", "a\nb.png",
     ]  # fmt: skip
-    one_by_one = [addresses._one(text.strip()) for text in written]
+    one_by_one = [addresses.resolve(text.strip()) for text in written]
     assert addresses.canonical(pa.array(written)).to_pylist() == one_by_one
     assert addresses.canonical(pa.array(["", None, "  "])).to_pylist() == [None, None, None]

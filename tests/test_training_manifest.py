@@ -12,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 from training_material import write_manifest
 
+from cxr_ray.archives.addresses import Addresses
 from cxr_ray.archives.exclude import ListingReport
 from cxr_ray.archives.manifest_table import ManifestOptions, read_rows
 from cxr_ray.archives.storage import open_storage
@@ -20,7 +21,6 @@ from cxr_ray.pipeline.privacy import Privacy
 from training.data.example import Example
 from training.data.labels import check_classes
 from training.data.manifest import ManifestSettings, manifest_root, read_manifest
-from training.data.table import Addresses
 
 CLASSES = {"covid": "Covid+", "noncovid": "Covid-"}
 ROW = {"file": "a.png", "label": "covid", "patient_id": "Doe^John", "group": "", "age": "58", "pediatric": ""}

@@ -14,19 +14,36 @@ _LOOSE_PART = r"(^|/)\.{0,2}(/|$)"
 
 
 class Addresses:
-    """Makes addresses canonical, as ``Storage.uri_of`` writes them.
+    """Turns addresses as written in a manifest into canonical ones, as ``Storage.uri_of`` writes them.
 
     Args:
-        storage: of the manifest; its options serve all other addresses.
-        root: what relative addresses start from; default: the manifest's folder.
+        base: the folder that relative addresses start from; its options serve all other addresses.
     """
 
-    def __init__(self, storage: Storage, root: str | None) -> None:
-        self._storage = storage
-        self._base = storage.at(root) if root else storage.at(storage.url.rsplit("/", 1)[0] or storage.url)
-        self._by_protocol = {storage.protocol: storage}
+    def __init__(self, base: Storage) -> None:
+        self.base = base
+        self._by_protocol = {base.protocol: base}
         # What comes before a relative address: exact wherever nothing in it has to be worked out.
-        self._prefix = self._base.uri_of(f"{self._base.path.rstrip('/')}/x")[:-1]
+        self._prefix = self.base.uri_of(f"{self.base.path.rstrip('/')}/x")[:-1]
+
+    def storage_of(self, uri: str) -> Storage:
+        """The storage that ``uri`` lies on, sharing options and connection."""
+        protocol = uri.split("://")[0]
+        if protocol not in self._by_protocol:
+            self._by_protocol[protocol] = self.base.at(uri)
+        return self._by_protocol[protocol]
+
+    def resolve(self, text: str) -> str:
+        """The canonical address of ``text``: a URL, an absolute path, or a path below the base."""
+        if "://" in text:
+            owner = self.storage_of(text)
+            return owner.uri_of(owner.path_of(text))
+        if text.startswith(("/", "~")):
+            return self.base.at(text).url
+        joined = f"{self.base.path.rstrip('/')}/{text}"
+        if any(part in ("", ".", "..") for part in text.split("/")):
+            joined = posixpath.normpath(joined)
+        return self.base.uri_of(joined)
 
     def canonical(self, written: pa.Array) -> pa.Array:
         """Canonical addresses (string) of those written (string); empty ones become null."""
@@ -46,26 +63,11 @@ class Addresses:
         )
         left = pc.is_null(simple)
         if pc.any(left).as_py():
-            others = pa.array([self._one(one) for one in text.filter(left).to_pylist()], pa.string())
-            simple = pc.replace_with_mask(simple, left, others)
+            others = pa.array(
+                [self.resolve(one) if one else None for one in text.filter(left).to_pylist()], pa.string()
+            )
+            simple = pc.replace_with_mask(simple, left, pa.array(others, pa.string()))
         return simple
-
-    def _one(self, text: str) -> str | None:
-        """Any address, the slow way."""
-        if not text:
-            return None
-        if "://" in text:
-            protocol = text.split("://")[0]
-            if protocol not in self._by_protocol:
-                self._by_protocol[protocol] = self._storage.at(text)
-            owner = self._by_protocol[protocol]
-            return owner.uri_of(owner.path_of(text))
-        if text.startswith(("/", "~")):
-            return self._storage.at(text).url
-        joined = f"{self._base.path.rstrip('/')}/{text}"
-        if any(part in ("", ".", "..") for part in text.split("/")):
-            joined = posixpath.normpath(joined)
-        return self._base.uri_of(joined)
 
 
 def _none_of(*conditions: pa.Array) -> pa.Array:
@@ -73,3 +75,8 @@ def _none_of(*conditions: pa.Array) -> pa.Array:
     for condition in conditions[1:]:
         joined = pc.or_(joined, condition)
     return pc.invert(joined)
+
+
+def manifest_addresses(storage: Storage, root: str | None) -> Addresses:
+    """Addresses of the manifest at ``storage``: relative ones start from ``root``, by default from its folder."""
+    return Addresses(storage.at(root) if root else storage.at(storage.url.rsplit("/", 1)[0] or storage.url))

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cxr_ray.archives.addresses import Addresses
+from cxr_ray.archives.addresses import manifest_addresses
 from cxr_ray.archives.batches import FileBatch
 from cxr_ray.archives.containers import CONTAINER_SUFFIXES
 from cxr_ray.archives.exclude import Exclusion, ListingReport
@@ -39,7 +39,7 @@ def list_inventory(
 
     Raises ArchiveError for a manifest that cannot be read, StorageReadError when a storage fails.
     """
-    addresses = Addresses(storage, options.root)
+    addresses = manifest_addresses(storage, options.root)
     with open_manifest(storage, options) as manifest:
         ours = manifest.ours
         for table in manifest.batches():

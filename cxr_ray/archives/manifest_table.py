@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from cxr_ray.archives.addresses import Addresses
+from cxr_ray.archives.addresses import manifest_addresses
 from cxr_ray.archives.exclude import ListingReport
 from cxr_ray.archives.fetch import facts, open_file
 from cxr_ray.archives.storage import Storage
@@ -149,7 +149,7 @@ def read_rows(storage: Storage, options: ManifestOptions, report: ListingReport)
 
     Raises ArchiveError, as ``open_manifest``.
     """
-    addresses = Addresses(storage, options.root)
+    addresses = manifest_addresses(storage, options.root)
     with open_manifest(storage, options) as manifest:
         ours = manifest.ours
         kept = list(dict.fromkeys([ours[name] for name in SAID if name in ours] + list(options.carry)))

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cxr_ray.archives.addresses import Addresses
 from cxr_ray.archives.inputs import image_id
 from cxr_ray.archives.storage import Storage, explain, is_storage_error, open_storage
 from cxr_ray.errors import ChangedInput, MissingInput, StorageReadError, TrainingDataError
@@ -20,7 +21,6 @@ from cxr_ray.pipeline.publish import Publisher
 from cxr_ray.preprocess import COLUMNS, ROWS
 from cxr_ray.shards import READY, SHARD_FOLDER, iter_pixels
 from training.data.example import Example
-from training.data.table import Addresses
 from training.data.units import Links, with_units
 
 _BATCH = 256  # rows decoded at a time: 26 MB of pixels

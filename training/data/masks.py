@@ -16,12 +16,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cxr_ray.archives.addresses import Addresses
 from cxr_ray.archives.storage import explain, is_storage_error, open_storage
 from cxr_ray.errors import StorageReadError, TrainingDataError
 from cxr_ray.preprocess import COLUMNS, ROWS
 from training.data.example import Example
 from training.data.frames import Frames
-from training.data.table import Addresses
 
 _READERS = 8
 

@@ -1,14 +1,9 @@
-"""Read the columns of a CSV or Parquet manifest as text, and resolve the addresses in it.
-
-Addresses resolve exactly as ``cxr_ray.archives.manifest_table`` resolves them when the same manifest is
-ingested (held by a test), so that the rows of the shards can be found again.
-"""
+"""Read the columns of a CSV or Parquet manifest as text."""
 
 from __future__ import annotations
 
 import csv
 import io
-import posixpath
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
@@ -116,34 +111,3 @@ def _choose(
                 f"mend manifest.columns (columns found: {columns})"
             )
     return ours
-
-
-class Addresses:
-    """Turns addresses as written in a manifest into canonical ones, such as file:///folder/a.png.
-
-    Args:
-        base: the folder that relative addresses start from.
-    """
-
-    def __init__(self, base: Storage) -> None:
-        self.base = base
-        self._by_protocol = {base.protocol: base}
-
-    def storage_of(self, uri: str) -> Storage:
-        """The storage that ``uri`` lies on, sharing options and connection."""
-        protocol = uri.split("://")[0]
-        if protocol not in self._by_protocol:
-            self._by_protocol[protocol] = self.base.at(uri)
-        return self._by_protocol[protocol]
-
-    def resolve(self, text: str) -> str:
-        """The canonical address of ``text``: a URL, an absolute path, or a path below the base."""
-        if "://" in text:
-            owner = self.storage_of(text)
-            return owner.uri_of(owner.path_of(text))
-        if text.startswith(("/", "~")):
-            return self.base.at(text).url
-        joined = f"{self.base.path.rstrip('/')}/{text}"
-        if any(part in ("", ".", "..") for part in text.split("/")):
-            joined = posixpath.normpath(joined)
-        return self.base.uri_of(joined)
