@@ -58,3 +58,10 @@ def test_what_is_in_flight_is_bounded_by_readers_and_scorers() -> None:
     found = share(cpus=4, gpus=0, local=True, scoring=True, actors=2, decode_tasks=2)
     assert bytes_in_flight(1000, found) == 2 * (3 * 2 + 2 * 2) * 1000 * (300 * 340 + 2048)
     assert bytes_in_flight(1, found) == 512 * 2**20
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_no_more_publishing_tasks_than_cores_to_encode_on(local: bool) -> None:
+    for cpus, expected in ((1, 2), (2, 2), (16, 16)):
+        found = share(cpus=cpus, gpus=0, local=local, scoring=True, actors=None, decode_tasks=None)
+        assert found.publish_tasks == expected

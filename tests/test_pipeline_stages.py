@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from made_output import IDENTITY, MadeScorer, make_output
 
 from cxr_ray.archives.storage import open_storage
 from cxr_ray.pipeline import failures, metrics
+from cxr_ray.pipeline import stages as stages_module
 from cxr_ray.pipeline.decode_unit import InputSettings
 from cxr_ray.pipeline.metrics import RunMetrics
 from cxr_ray.pipeline.parts import PartFooter
@@ -219,6 +223,55 @@ def test_a_scorer_with_a_fault_is_fatal_in_one_sentence(stages: Stages, scorer: 
     first = run(replace(stages, scorer=scorer))[0]
     assert isinstance(first, failures.UnitFailure)
     assert (first.stage, first.reason, first.fatal) == ("score", reason, True)
+
+
+class GuardedScorer(MadeScorer):
+    """Holds its first caller until told to go on, and notices a second one at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered, self.go_on, self.alone = threading.Event(), threading.Event(), threading.Lock()
+
+    def score(self, pixels_BHW: np.ndarray) -> Any:
+        assert self.alone.acquire(blocking=False), "two units at the scorer at once"
+        try:
+            self.entered.set()
+            assert self.go_on.wait(20)
+            return super().score(pixels_BHW)
+        finally:
+            self.alone.release()
+
+
+def test_an_actor_prepares_a_unit_while_another_is_scored(
+    stages: Stages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[int] = []
+
+    class Watched(stages_module.UnitInScoring):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            prepared.append(len(self.rows))
+
+    monkeypatch.setattr(stages_module, "UnitInScoring", Watched)
+    actor = ScoreStage(stages=replace(stages, scorer=GuardedScorer), board=None)
+    scorer = actor.scorer
+    assert isinstance(scorer, GuardedScorer)
+    row = next(iter(read_stage(assignments(stages), stages=stages, board=None)))
+    with ThreadPoolExecutor(2) as calls:
+        units = [calls.submit(lambda: list(actor(row))) for _ in range(2)]
+        try:
+            assert scorer.entered.wait(20)
+            start = time.monotonic()
+            while len(prepared) < 2:
+                assert time.monotonic() - start < 20, "the second unit waits for the first"
+                time.sleep(0.01)
+            time.sleep(0.5)
+        finally:
+            scorer.go_on.set()
+        passages = [next(from_rows(found)) for unit in units for found in unit.result(20)]
+    assert [passage.failure for passage in passages] == [None, None]
+    # One held the scorer for half a second; the other one's wait for it is no time that scoring took.
+    assert [passage.journey.seconds["score"] > 0.4 for passage in passages].count(True) == 1
 
 
 def test_a_unit_that_could_not_be_read_passes_through(stages: Stages, tmp_path: Path) -> None:

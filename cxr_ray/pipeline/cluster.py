@@ -35,6 +35,9 @@ WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 
+#: A local Ray ends a process that was idle for a second and starts another, for 2 CPU seconds, when a unit comes.
+_IDLE_MILLISECONDS = "600000"
+
 #: Least size of a local Ray's object store, and the largest share of memory for it. A bound, nothing is taken
 #: before it is used.
 _OBJECT_STORE_BYTES = 4 * 2**30
@@ -103,7 +106,8 @@ def ray_session(address: str | None, local_cpus: int | None, in_flight: int = 0)
         else:
             # Inherited by every process that Ray starts here. A runtime_env would do the same, but needs
             # workers of its own beside those that Ray has started already: seconds of CPU for each.
-            with _environment(WORKER_ENVIRONMENT):
+            of_the_raylet = {"RAY_idle_worker_killing_time_threshold_ms": _IDLE_MILLISECONDS}
+            with _environment(of_the_raylet | WORKER_ENVIRONMENT):
                 ray.init(
                     address="local",
                     num_cpus=local_cpus,

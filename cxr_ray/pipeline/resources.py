@@ -33,6 +33,8 @@ class Resources:
         actor_cpus, actor_gpus: logical share of one scorer.
         decode_cpus, publish_cpus: logical share of one task.
         decode_tasks: decode tasks at a time.
+        publish_tasks: publishing tasks at a time. Each keeps a core busy with encoding whatever its logical share, and
+            each more is one more process that takes 2 CPU seconds to start.
         local_cpus: logical CPUs to give a local Ray.
     """
 
@@ -43,6 +45,7 @@ class Resources:
     decode_cpus: float
     publish_cpus: float
     decode_tasks: int
+    publish_tasks: int
     local_cpus: int
     min_actors: int | None = None
 
@@ -70,6 +73,7 @@ def share(
     """
     device = CUDA if gpus >= 1 else CPU
     decode_cpus, publish_cpus = 0.5, 0.25
+    publish_tasks = max(2, math.ceil(cpus))
     if not scoring:
         tasks = decode_tasks or max(1, math.ceil(cpus) if local else math.floor((cpus - 0.5) / 0.5))
         local_cpus = max(2, math.ceil(tasks * decode_cpus) + 1)
@@ -81,6 +85,7 @@ def share(
             decode_cpus=decode_cpus,
             publish_cpus=publish_cpus,
             decode_tasks=tasks,
+            publish_tasks=publish_tasks,
             local_cpus=local_cpus,
         )
     # Decoding a film costs a twentieth of scoring it on a CPU; one CPU in nine is plenty for reading.
@@ -114,6 +119,7 @@ def share(
         decode_cpus=decode_cpus,
         publish_cpus=publish_cpus,
         decode_tasks=tasks,
+        publish_tasks=publish_tasks,
         # One more than are used: Ray Data keeps CPUs back for each stage, and without it lets only one unit of a
         # machine of two cores be read at a time, so that a slow one holds up all others.
         local_cpus=wanted + math.ceil(free + spare) + 1,

@@ -36,6 +36,45 @@ class ScoresPixels(Protocol):
         """``Scores`` of uint8 pixels [B, 300, 340]."""
 
 
+class UnitInScoring:
+    """One unit on its way through a scorer, in three steps, of which only ``score`` needs the scorer.
+
+    So the next unit can be prepared, and the last one packed, while another is scored.
+    """
+
+    def __init__(self, unit: pa.Table, report: Report = no_report) -> None:
+        self.report = report
+        self.rows = unit.drop_columns(["pixels"]).to_pylist()
+        self.ready: list[tuple[int, memoryview]] = []
+        for index, pixels in enumerate(iter_pixels(unit)):
+            if self.rows[index]["status"] == READY and pixels is not None:
+                self.ready.append((index, pixels))
+        unscored = len(self.rows) - len(self.ready)
+        report(DONE, unscored)
+        report(QUARANTINED, unscored)
+
+    def score(
+        self, scorer: ScoresPixels, *, min_lung_fraction: float, readout: Readout = UNCALIBRATED
+    ) -> None:
+        """The network over every ready row, in table order."""
+        rows = self.rows
+        size = max(_LEAST_CHUNK, _BATCHES_PER_CHUNK * scorer.compute_batch)
+        for start in range(0, len(self.ready), size):
+            chunk = self.ready[start : start + size]
+            pixels_BHW = np.stack([np.frombuffer(p, np.uint8).reshape(ROWS, COLUMNS) for _, p in chunk])
+            scores = scorer.score(pixels_BHW)
+            for position, (index, _) in enumerate(chunk):
+                values = score_values(scores, position, min_lung_fraction=min_lung_fraction, readout=readout)
+                rows[index]["flags"] = sorted({*rows[index]["flags"], *values.pop("add_flags")})
+                rows[index].update(values)
+            self.report(DONE, len(chunk))
+            self.report(QUARANTINED, sum(rows[index]["status"] == QUARANTINED for index, _ in chunk))
+
+    def packed(self) -> pa.Table:
+        """Scored unit (``SCORED_UNIT_SCHEMA``): every row in order, quarantined ones unchanged."""
+        return table_of(self.rows, SCORED_UNIT_SCHEMA)
+
+
 def score_unit(
     unit: pa.Table,
     scorer: ScoresPixels,
@@ -44,23 +83,7 @@ def score_unit(
     readout: Readout = UNCALIBRATED,
     report: Report = no_report,
 ) -> pa.Table:
-    """Scored unit (``SCORED_UNIT_SCHEMA``): every row of ``unit`` in order, quarantined ones unchanged."""
-    rows = unit.drop_columns(["pixels"]).to_pylist()
-    ready: list[tuple[int, memoryview]] = []
-    for index, pixels in enumerate(iter_pixels(unit)):
-        if rows[index]["status"] == READY and pixels is not None:
-            ready.append((index, pixels))
-    report(DONE, len(rows) - len(ready))
-    report(QUARANTINED, len(rows) - len(ready))
-    size = max(_LEAST_CHUNK, _BATCHES_PER_CHUNK * scorer.compute_batch)
-    for start in range(0, len(ready), size):
-        chunk = ready[start : start + size]
-        pixels_BHW = np.stack([np.frombuffer(p, np.uint8).reshape(ROWS, COLUMNS) for _, p in chunk])
-        scores = scorer.score(pixels_BHW)
-        for position, (index, _) in enumerate(chunk):
-            values = score_values(scores, position, min_lung_fraction=min_lung_fraction, readout=readout)
-            rows[index]["flags"] = sorted({*rows[index]["flags"], *values.pop("add_flags")})
-            rows[index].update(values)
-        report(DONE, len(chunk))
-        report(QUARANTINED, sum(rows[index]["status"] == QUARANTINED for index, _ in chunk))
-    return table_of(rows, SCORED_UNIT_SCHEMA)
+    """The three steps of ``UnitInScoring`` in one."""
+    scoring = UnitInScoring(unit, report)
+    scoring.score(scorer, min_lung_fraction=min_lung_fraction, readout=readout)
+    return scoring.packed()

@@ -7,6 +7,7 @@ other unit go on. The driver decides what becomes of it.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -26,13 +27,16 @@ from cxr_ray.pipeline.progress import RETRIED, reporter
 from cxr_ray.pipeline.publish import Publisher
 from cxr_ray.pipeline.resources import device_model
 from cxr_ray.pipeline.score_table import UNCALIBRATED
-from cxr_ray.pipeline.score_unit import ScoresPixels, score_unit
+from cxr_ray.pipeline.score_unit import ScoresPixels, UnitInScoring
 from cxr_ray.pipeline.unit_rows import Journey, Passage, from_rows, to_row
 from cxr_ray.shards import QUARANTINED
 
 ScorerFactory = Callable[[], ScoresPixels]
 
 _NODE_DIGITS = 12
+
+#: Units in an actor at the same time: one at the scorer, one before or behind it.
+UNITS_AT_A_TIME = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +108,11 @@ def read_stage(batch: pa.Table, *, stages: Stages, board: Any) -> Iterator[pa.Ta
 
 
 class ScoreStage:
-    """Units -> scored units; one scorer per actor, built once."""
+    """Units -> scored units; one scorer per actor, built once.
+
+    An actor is called for ``UNITS_AT_A_TIME`` units at once, from as many threads. They take turns at the scorer,
+    which so never waits for a unit to be unpacked or packed.
+    """
 
     def __init__(self, *, stages: Stages, board: Any) -> None:
         assert stages.scorer is not None
@@ -115,6 +123,7 @@ class ScoreStage:
             "min_lung_fraction": stages.min_lung_fraction,
             "readout": stages.readout,
         }
+        self.turn = threading.Lock()
         # An actor that cannot be built would be told of in Ray's words, many lines of them.
         self.broken: UnitFailure | None = None
         try:
@@ -132,14 +141,20 @@ class ScoreStage:
             return passage
         if self.broken is not None:
             return replace(passage, table=None, failure=replace(self.broken, unit_id=passage.unit.unit_id))
-        start, before = time.perf_counter(), self._halvings()
+        start = time.perf_counter()
         try:
-            scored = score_unit(passage.table, self.scorer, **self.settings, report=self.report)
+            unit = UnitInScoring(passage.table, self.report)
+            waiting = time.perf_counter()
+            with self.turn:
+                waited, before = time.perf_counter() - waiting, self._halvings()
+                unit.score(self.scorer, **self.settings)
+                halvings = self._halvings()
+            scored = unit.packed()
         except Exception as error:  # judged by failure_of; the driver raises what is fatal
             failure = failure_of(passage.unit.unit_id, SCORE, error, 0)
             self.metrics.failed(failure)
             return replace(passage, table=None, failure=failure)
-        seconds, halvings = time.perf_counter() - start, self._halvings()
+        seconds = time.perf_counter() - start - waited
         micro_batch = getattr(self.scorer, "micro_batch", self.scorer.compute_batch)
         self.metrics.stage(SCORE, seconds)
         self.metrics.batch(micro_batch, halvings - before)

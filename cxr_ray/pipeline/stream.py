@@ -21,7 +21,15 @@ from ray.util.annotations import RayDeprecationWarning
 from cxr_ray.pipeline.assignments import Assignment, make_tasks
 from cxr_ray.pipeline.executor_state import RememberExecutor
 from cxr_ray.pipeline.resources import Resources, bytes_in_flight
-from cxr_ray.pipeline.stages import Outcome, ScoreStage, Stages, outcomes_of, publish_stage, read_stage
+from cxr_ray.pipeline.stages import (
+    UNITS_AT_A_TIME,
+    Outcome,
+    ScoreStage,
+    Stages,
+    outcomes_of,
+    publish_stage,
+    read_stage,
+)
 
 #: A worker that dies is replaced, and its units are tried again, this often (Ray's own default is for ever,
 #: with which a unit that kills its worker never ends). Then the unit counts as failed.
@@ -80,6 +88,7 @@ def make_graph(
             compute=actor_pool(resources, sum(len(assignment.units) for assignment in assignments)),
             num_cpus=resources.actor_cpus,
             num_gpus=resources.actor_gpus or None,
+            max_concurrency=UNITS_AT_A_TIME,
             max_restarts=MAX_RESTARTS,
             max_task_retries=MAX_TASK_RETRIES,
         )
@@ -90,6 +99,7 @@ def make_graph(
         batch_format="pyarrow",
         zero_copy_batch=True,
         num_cpus=resources.publish_cpus,
+        compute=TaskPoolStrategy(size=resources.publish_tasks),
         max_retries=MAX_TASK_RETRIES,
     )
 
@@ -98,8 +108,11 @@ def actor_pool(resources: Resources, units: int) -> ActorPoolStrategy:
     """A fixed pool of ``actors``, or one that grows from ``min_actors`` to it; never more than there are units."""
     most = min(resources.actors, units)
     if resources.min_actors is None or resources.min_actors >= most:
-        return ActorPoolStrategy(size=most)
-    return ActorPoolStrategy(min_size=resources.min_actors, max_size=most)
+        return ActorPoolStrategy(size=most, max_tasks_in_flight_per_actor=UNITS_AT_A_TIME)
+    # It grows where more units wait at the actors than they work at, so here some may.
+    return ActorPoolStrategy(
+        min_size=resources.min_actors, max_size=most, max_tasks_in_flight_per_actor=2 * UNITS_AT_A_TIME
+    )
 
 
 def run_graph(graph: Dataset) -> Iterator[Outcome]:
