@@ -18,6 +18,10 @@ WORKDIR /build
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 # A stub package is enough for pip to read the extras; the code replaces it below.
 RUN mkdir cxr_ray && touch cxr_ray/__init__.py
+# The image's own layers have no compiler; what this one builds of the kernels is put beside the code below.
+COPY cxr_ray/nets/fused/segmenter.cpp cxr_ray/nets/fused/
+RUN apt-get update && apt-get install -y --no-install-recommends g++ \
+    && pip install setuptools && python -c "from setuptools import setup; setup()" build_ext --build-lib /opt/kernels
 
 FROM build AS build-cpu
 ARG TORCH_INDEX_URL=""
@@ -41,6 +45,7 @@ FROM base AS cpu
 COPY --from=build-cpu /opt/venv /opt/venv
 COPY . .
 RUN pip install --no-cache-dir --no-deps -e .
+COPY --from=build-cpu /opt/kernels /opt/cxr_ray
 USER cxr
 
 FROM base AS cuda
@@ -48,4 +53,5 @@ ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=build-cuda /opt/venv /opt/venv
 COPY . .
 RUN pip install --no-cache-dir --no-deps -e .
+COPY --from=build-cuda /opt/kernels /opt/cxr_ray
 USER cxr

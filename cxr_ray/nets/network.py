@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cxr_ray.nets.ensemble import Ensemble, ensemble_map
 from cxr_ray.nets.gate import level_table, look_up, quantise, standard_table, tissue
 from cxr_ray.nets.path import Variant
-from cxr_ray.nets.segmenter import Segmenter, lung_probability
+from cxr_ray.nets.segmenter import lung_probability
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Network(nn.Module):
     """Segmenter, gate, standardisation and ensemble in one (REFERENCE_SPEC sections 2 to 7).
 
     Args:
-        segmenter, ensemble: with their weights.
+        segmenter, ensemble: with their weights; ``segmenter`` is a ``Segmenter`` or behaves like one.
         mean, std: standardisation, in grey levels.
         quantise_mask: round the lung probability to 8 bits, as the published flow does.
         variant: None or an optional variant of the paths.
@@ -43,7 +43,7 @@ class Network(nn.Module):
 
     def __init__(
         self,
-        segmenter: Segmenter,
+        segmenter: nn.Module,
         ensemble: Ensemble,
         *,
         mean: float,

@@ -142,12 +142,16 @@ def bytes_in_flight(largest_unit: int, resources: Resources) -> int:
     return max(_LEAST_IN_FLIGHT, 2 * units * largest_unit * _IMAGE_BYTES)
 
 
-def device_model(device: str) -> str:
-    """Name of this process's device model, which bounds bit-for-bit equality (DESIGN promise 4)."""
+def device_model(device: str, engine: str | None = None) -> str:
+    """Name of this process's device model, which bounds bit-for-bit equality (DESIGN promise 4).
+
+    ``engine``: of the scorer; named where it is not torch's own arithmetic.
+    """
     import platform
 
     import torch
 
     if device == CUDA:
         return torch.cuda.get_device_name(0) if torch.cuda.is_available() else CUDA
-    return f"{CPU} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    model = f"{CPU} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return model if engine in (None, "torch") else f"{model} {engine}"

@@ -128,7 +128,7 @@ class ScoreStage:
         self.broken: UnitFailure | None = None
         try:
             self.scorer = stages.scorer()
-            self.device = device_model(stages.device)
+            self.device = device_model(stages.device, getattr(self.scorer, "engine", None))
         except Exception as error:  # goes to the driver with the first unit, which raises it
             self.broken = replace(failure_of("", SCORE, error, 0), fatal=True)
 
