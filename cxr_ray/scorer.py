@@ -22,7 +22,7 @@ from cxr_ray.errors import RunFailed, UsageError
 from cxr_ray.nets.ensemble import Ensemble, class_logits, log_odds
 from cxr_ray.nets.folding import fold_blocks, free_scratch
 from cxr_ray.nets.fused.library import find_library
-from cxr_ray.nets.fused.segmenter import FusedSegmenter
+from cxr_ray.nets.fused.network import fuse
 from cxr_ray.nets.gate import pool_mask
 from cxr_ray.nets.heat_maps import evidence
 from cxr_ray.nets.network import Activations, Network
@@ -88,7 +88,7 @@ class Scorer:
         threads: torch threads of this *process* (they are a global setting); None takes ``DEFAULT_THREADS``.
         mask_style: segmenter to use; None takes the one that the paths were trained with, as you should.
         quantise_mask: round the lung probability to 8 bits, as the published flow does.
-        fused: on a CPU, use the compiled form of Module 1 where it was built. It agrees with torch's within 1e-5.
+        fused: on a CPU, use the compiled form of both modules where it was built. It agrees with torch's within 1e-5.
 
     Attributes:
         engine: ``fused`` where that form is in use, else ``torch``. Together with the device model it bounds
@@ -141,32 +141,14 @@ class Scorer:
                 f"mask_style={self.mask_style} is not in this bundle; it has {sorted(bundle.segmenters)}"
             )
 
-        segmenter = Segmenter()
-        segmenter.load_state_dict(dict(bundle.segmenters[self.mask_style]))
-        ensemble = Ensemble(
-            rows=meta.rows,
-            columns=meta.columns,
-            paths=meta.paths,
-            classes=len(meta.classes),
-            mask_threshold=meta.mask_threshold,
-            lung_gate=meta.lung_gate,
+        network = network_of(
+            bundle, mask_style=self.mask_style, quantise_mask=quantise_mask, variant=self.variant
         )
-        for path, state in zip(ensemble.paths, bundle.paths, strict=True):
-            path.load_state_dict(dict(state))
-        network = Network(
-            segmenter,
-            ensemble,
-            mean=meta.standardisation_mean,
-            std=meta.standardisation_std,
-            quantise_mask=quantise_mask,
-            variant=self.variant,
-        )
-        network.eval().requires_grad_(False)
         library = find_library() if fused and self.device.type == "cpu" else None
         self.engine = "torch"
         if library is not None and meta.columns % library.pixels == 0:
             self.engine = "fused"
-            network.segmenter = FusedSegmenter(segmenter, library)
+            fuse(network, library)
         fold_blocks(network)
         self._network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -279,6 +261,35 @@ class Scorer:
                 f"the scorer takes [B, {expected[0]}, {expected[1]}] frames from cxr_ray.preprocess, "
                 f"found {list(pixels_BHW.shape)}"
             )
+
+
+def network_of(
+    bundle: Bundle, *, mask_style: str, quantise_mask: bool = True, variant: Variant | None = None
+) -> Network:
+    """The network of a bundle as the nets define it, in eval mode on the CPU: the form that all others must equal."""
+    meta = bundle.meta
+    segmenter = Segmenter()
+    segmenter.load_state_dict(dict(bundle.segmenters[mask_style]))
+    ensemble = Ensemble(
+        rows=meta.rows,
+        columns=meta.columns,
+        paths=meta.paths,
+        classes=len(meta.classes),
+        mask_threshold=meta.mask_threshold,
+        lung_gate=meta.lung_gate,
+    )
+    for path, state in zip(ensemble.paths, bundle.paths, strict=True):
+        path.load_state_dict(dict(state))
+    network = Network(
+        segmenter,
+        ensemble,
+        mean=meta.standardisation_mean,
+        std=meta.standardisation_std,
+        quantise_mask=quantise_mask,
+        variant=variant,
+    )
+    network.eval().requires_grad_(False)
+    return network
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

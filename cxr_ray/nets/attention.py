@@ -8,6 +8,7 @@ form lives in the tests, which hold the two together.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -29,23 +30,40 @@ class RowAttention(nn.Module):
 
     def forward(self, a0_BHW: Tensor, m1_BHW: Tensor, m0_BHW: Tensor) -> Tensor:
         """Three ``[B, H, W]`` tensors -> ``[B, H, W]``; every row of every image is attended by itself."""
-        n = a0_BHW.shape[-1]
-        ones = m1_BHW.sum(-1, keepdim=True)
-        value_in = (m0_BHW * m1_BHW).sum(-1, keepdim=True)
-        value_out = (m0_BHW * (1.0 - m1_BHW)).sum(-1, keepdim=True)
-        # With one kind of key only, every position weighs the same, whatever the query: exponent 0.
-        uniform = (ones == 0) | (ones == n)
+        scales, weights = self.coefficients()
+        return attend(a0_BHW, m1_BHW, m0_BHW, scales.unbind(), weights.unbind(), self.bias)
 
-        out = self.bias.expand_as(a0_BHW)
+    def coefficients(self) -> tuple[Tensor, Tensor]:
+        """All that the closed form needs of the kernels: scales of the exponents and weights of the values, by head."""
         scales = (self.query * self.key).sum(-1) / math.sqrt(self.query.shape[-1])
-        weights = (self.value * self.projection).sum(-1)
-        for scale, weight in zip(scales.unbind(), weights.unbind(), strict=True):
-            exponent = torch.where(uniform, 0.0, scale * a0_BHW)
-            # Shifted by the larger of the two exponents, so that neither can overflow.
-            shift = exponent.clamp(min=0.0)
-            e1, e0 = (exponent - shift).exp(), (-shift).exp()
-            out = out + weight * (e1 * value_in + e0 * value_out) / (e1 * ones + e0 * (n - ones))
-        return out
+        return scales, (self.value * self.projection).sum(-1)
+
+
+def attend(
+    a0_BHW: Tensor,
+    m1_BHW: Tensor,
+    m0_BHW: Tensor,
+    scales: Iterable[Tensor],
+    weights: Iterable[Tensor],
+    bias: Tensor,
+) -> Tensor:
+    """The closed form. ``scales`` and ``weights`` hold a tensor per head; these and ``bias`` broadcast against
+    ``[B, H, W]``, such as ``[K, 1, 1, 1]`` for K layers at once, and give the shape of the result."""
+    n = a0_BHW.shape[-1]
+    ones = m1_BHW.sum(-1, keepdim=True)
+    value_in = (m0_BHW * m1_BHW).sum(-1, keepdim=True)
+    value_out = (m0_BHW * (1.0 - m1_BHW)).sum(-1, keepdim=True)
+    # With one kind of key only, every position weighs the same, whatever the query: exponent 0.
+    uniform = (ones == 0) | (ones == n)
+
+    out = bias.expand_as(a0_BHW) if bias.ndim < a0_BHW.ndim else bias
+    for scale, weight in zip(scales, weights, strict=True):
+        exponent = torch.where(uniform, 0.0, scale * a0_BHW)
+        # Shifted by the larger of the two exponents, so that neither can overflow.
+        shift = exponent.clamp(min=0.0)
+        e1, e0 = (exponent - shift).exp(), (-shift).exp()
+        out = out + weight * (e1 * value_in + e0 * value_out) / (e1 * ones + e0 * (n - ones))
+    return out
 
 
 class CrossAttention(nn.Module):

@@ -30,13 +30,17 @@ class Ensemble(nn.Module):
         )
 
     def inputs(self, x_BHW: Tensor, mask_BHW: Tensor) -> Tensor:
-        """Standardised frame and combined mask -> the 50-channel path input ``[B, 50, h, w]``."""
-        pooled = pool_mask(mask_BHW).unsqueeze(1)
-        return torch.cat((self.scattering(x_BHW), pooled), dim=1)
+        """``path_inputs`` of this ensemble's scattering."""
+        return path_inputs(self.scattering, x_BHW, mask_BHW)
 
     def forward(self, x_B50hw: Tensor, variant: Variant | None = None) -> Tensor:
         """Path input -> path maps ``[B, K, C, h, w]``; ``ensemble_map`` and ``class_logits`` read them."""
         return torch.stack([path(x_B50hw, variant) for path in self.paths], dim=1)
+
+
+def path_inputs(scattering: Scattering, x_BHW: Tensor, mask_BHW: Tensor) -> Tensor:
+    """Standardised frame and combined mask -> the 50-channel path input ``[B, 50, h, w]``."""
+    return torch.cat((scattering(x_BHW), pool_mask(mask_BHW).unsqueeze(1)), dim=1)
 
 
 def ensemble_map(path_maps_BKChw: Tensor) -> Tensor:

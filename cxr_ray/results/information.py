@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from cxr_ray.nets.fused.library import built
 from cxr_ray.results.weights_information import bundled_weights, weights_lines
 
 PACKAGES: Final = (
@@ -54,7 +55,7 @@ def information() -> dict[str, Any]:
     """Everything as one JSON-ready mapping: ``versions``, ``devices``, ``weights``, ``formats``."""
     return {
         "versions": _versions(),
-        "devices": {"cpu": _processor(), "cpus": _cpus(), "gpus": _gpus()},
+        "devices": {"cpu": _processor(), "cpus": _cpus(), "gpus": _gpus(), "compiled_kernels": built()},
         "weights": bundled_weights(),
         "formats": {
             "always": list(_ALWAYS),
@@ -74,6 +75,10 @@ def information_lines(facts: dict[str, Any]) -> list[str]:
     lines += [f"  {name:<24}{version or 'not installed'}" for name, version in facts["versions"].items()]
     lines += ["Devices", f"  {devices['cpus']} CPUs ({devices['cpu']})"]
     lines += [f"  GPU {number}: {name}" for number, name in enumerate(devices["gpus"])] or ["  no NVIDIA GPU"]
+    kernels = ", ".join(devices["compiled_kernels"])
+    lines.append(
+        f"  compiled kernels: {kernels or 'none, so scoring on CPUs is slower: install with a C++ compiler'}"
+    )
     lines += weights_lines(weights)
     lines += ["Formats", f"  {', '.join(facts['formats']['always'])}"]
     lines += [f"  {name}: {state}" for name, state in facts["formats"]["optional"].items()]

@@ -57,8 +57,10 @@ def open_library(instructions: str) -> Library | None:
             return None
     except (OSError, AttributeError):  # another machine's file, or none of ours
         return None
-    functions.fused_workspace.restype = ctypes.c_long
-    functions.fused_segment.restype = None
+    for sized in (functions.fused_workspace, functions.fused_path_workspace):
+        sized.restype = ctypes.c_long
+    for done in (functions.fused_segment, functions.fused_path):
+        done.restype = None
     return Library(instructions, functions, functions.fused_lanes(), functions.fused_pixels())
 
 

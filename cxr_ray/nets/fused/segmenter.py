@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from cxr_ray.nets.folding import fold
 from cxr_ray.nets.fused.library import Library
+from cxr_ray.nets.fused.packing import aligned, packed, pointer, scale_and_shift
 from cxr_ray.nets.layers import BRANCHES, BatchNorm, Branch, ResidualBlock
 from cxr_ray.nets.segmenter import FILTERS, Segmenter
 
-ALIGNMENT = 16
-"""Floats: every packed array begins at a multiple of 64 bytes."""
 COMPILED_FILTERS, COMPILED_BRANCHES = 16, ((3, 1), (5, 3), (7, 5))
 """What ``segmenter.cpp`` is written for."""
 
@@ -37,7 +33,7 @@ class FusedSegmenter(nn.Module):
         assert (FILTERS, BRANCHES) == (COMPILED_FILTERS, COMPILED_BRANCHES)
         self.library = library
         self.blocks = len(segmenter.blocks)
-        self.weights = _aligned(pack(segmenter, library.lanes))
+        self.weights = pack(segmenter, library.lanes)
         self._workspace: dict[tuple[int, int], Tensor] = {}
 
     def forward(self, x_BHW: Tensor) -> Tensor:
@@ -48,13 +44,13 @@ class FusedSegmenter(nn.Module):
         workspace = self._workspace_for(H, W)
         for image in range(B):
             self.library.functions.fused_segment(
-                _pointer(x_BHW[image]),
+                pointer(x_BHW[image]),
                 H,
                 W,
-                _pointer(self.weights),
+                pointer(self.weights),
                 self.blocks,
-                _pointer(workspace),
-                _pointer(logits_B2HW[image]),
+                pointer(workspace),
+                pointer(logits_B2HW[image]),
             )
         return logits_B2HW
 
@@ -62,7 +58,7 @@ class FusedSegmenter(nn.Module):
         if W % self.library.pixels:
             raise ValueError(f"frames of {W} columns are no multiple of {self.library.pixels}")
         if (H, W) not in self._workspace:
-            self._workspace = {(H, W): _aligned(torch.zeros(self.library.functions.fused_workspace(H, W)))}
+            self._workspace = {(H, W): aligned(torch.zeros(self.library.functions.fused_workspace(H, W)))}
         return self._workspace[H, W]
 
 
@@ -73,7 +69,7 @@ def pack(segmenter: Segmenter, lanes: int) -> Tensor:
     for block in segmenter.blocks:
         assert isinstance(block, ResidualBlock)
         if block.pre_norm is not None:
-            arrays += _scale_and_shift(block.pre_norm)
+            arrays += scale_and_shift(block.pre_norm)
         assert isinstance(block.shortcut_norm, BatchNorm)
         shortcut, bias = fold(block.shortcut, block.shortcut_norm)
         branches = [branch for branch in block.branches if isinstance(branch, Branch)]
@@ -92,13 +88,7 @@ def pack(segmenter: Segmenter, lanes: int) -> Tensor:
             ]
     assert segmenter.head.bias is not None
     arrays += [segmenter.head.weight, segmenter.head.bias]
-    flat = [array.detach().float().reshape(-1) for array in arrays]
-    return torch.cat([F.pad(array, (0, -len(array) % ALIGNMENT)) for array in flat])
-
-
-def _scale_and_shift(norm: BatchNorm) -> list[Tensor]:
-    scale = norm.weight.double() / (norm.running_var.double() + norm.EPS).sqrt()
-    return [scale, norm.bias.double() - norm.running_mean.double() * scale]
+    return packed(arrays)
 
 
 def _depthwise(weight: Tensor, lanes: int) -> Tensor:
@@ -110,14 +100,3 @@ def _depthwise(weight: Tensor, lanes: int) -> Tensor:
 def _matrix(weight: Tensor, lanes: int) -> Tensor:
     """``[out, in, 1, 1]`` -> ``[out / lanes, in, lanes]``."""
     return weight.flatten(1).unflatten(0, (-1, lanes)).transpose(1, 2)
-
-
-def _aligned(values: Tensor) -> Tensor:
-    """A copy that begins at a multiple of 64 bytes."""
-    room = torch.empty(len(values) + ALIGNMENT)
-    start = -(room.data_ptr() // 4) % ALIGNMENT
-    return room[start : start + len(values)].copy_(values)
-
-
-def _pointer(values: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(values.data_ptr())

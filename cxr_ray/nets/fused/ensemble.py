@@ -1,0 +1,150 @@
+"""An ``Ensemble`` whose paths are compiled code; scattering, gate and attention stay torch's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cxr_ray.nets.attention import RowAttention, attend
+from cxr_ray.nets.ensemble import Ensemble, path_inputs
+from cxr_ray.nets.folding import fold
+from cxr_ray.nets.fused.library import Library
+from cxr_ray.nets.fused.packing import aligned, packed, pointer, scale_and_shift
+from cxr_ray.nets.layers import BatchNorm, Branch, ResidualBlock
+from cxr_ray.nets.path import (
+    PATH_BRANCHES,
+    SCATTERING_CHANNELS,
+    TRUNK_CHANNELS,
+    Path,
+    Variant,
+    variant_weight,
+)
+
+COMPILED_BRANCHES = ((3, 1), (3, 2), (3, 3))
+"""What ``paths.cpp`` is written for."""
+
+
+class FusedEnsemble(nn.Module):
+    """The function of a trained ``Ensemble`` in eval mode, on one CPU thread.
+
+    It keeps a workspace (6 MB), so one object serves one thread at a time. Path maps differ from the plain form by
+    rounding (4e-4 of values up to 300), and are the same bits for every instruction set.
+
+    Args:
+        ensemble: as loaded, before its blocks are folded.
+        library: from ``find_library``.
+    """
+
+    def __init__(self, ensemble: Ensemble, library: Library) -> None:
+        super().__init__()
+        if ensemble.training:
+            raise ValueError("the compiled form needs an ensemble in eval mode")
+        assert PATH_BRANCHES == COMPILED_BRANCHES
+        self.library = library
+        self.scattering = ensemble.scattering
+        paths = [path for path in ensemble.paths if isinstance(path, Path)]
+        self.mask_threshold, self.lung_gate = paths[0].mask_threshold, paths[0].lung_gate
+        self.classes = paths[0].block_c.out_channels
+        self.rows = _Attentions([path.attention.rows for path in paths])
+        self.columns = _Attentions([path.attention.columns for path in paths])
+        self.weights = [pack(path) for path in paths]
+        self._workspace: dict[tuple[int, int], Tensor] = {}
+
+    def inputs(self, x_BHW: Tensor, mask_BHW: Tensor) -> Tensor:
+        """As ``Ensemble.inputs``."""
+        return path_inputs(self.scattering, x_BHW, mask_BHW)
+
+    def forward(self, x_B50hw: Tensor, variant: Variant | None = None) -> Tensor:
+        """As ``Ensemble.forward``."""
+        m0_Bhw = x_B50hw[:, SCATTERING_CHANNELS]
+        m1_Bhw = (m0_Bhw > self.mask_threshold).to(x_B50hw.dtype)
+        if self.lung_gate:
+            scattering = x_B50hw[:, :SCATTERING_CHANNELS] * m1_Bhw.unsqueeze(1)
+            x_B50hw = torch.cat((scattering, m0_Bhw.unsqueeze(1)), dim=1)
+        a0_Bhw = x_B50hw[:, 0]
+        rows = self.rows(a0_Bhw, m1_Bhw, m0_Bhw)
+        columns = self.columns(a0_Bhw.mT, m1_Bhw.mT, m0_Bhw.mT).mT
+        maps_BKChw = self._trunks(x_B50hw.contiguous(), (a0_Bhw * rows * columns).contiguous())
+        if variant is not None:
+            maps_BKChw = maps_BKChw * variant_weight(a0_Bhw, variant)[:, None, None]
+        return maps_BKChw * m1_Bhw[:, None, None]
+
+    def _trunks(self, x_B50hw: Tensor, attention_KBhw: Tensor) -> Tensor:
+        B, _, h, w = x_B50hw.shape
+        workspace = self._workspace_for(h, w)
+        maps_BKChw = x_B50hw.new_empty(B, len(self.weights), self.classes, h, w)
+        for image in range(B):
+            for path, weights in enumerate(self.weights):
+                self.library.functions.fused_path(
+                    pointer(x_B50hw[image]),
+                    pointer(attention_KBhw[path, image]),
+                    h,
+                    w,
+                    TRUNK_CHANNELS,
+                    self.classes,
+                    pointer(weights),
+                    pointer(workspace),
+                    pointer(maps_BKChw[image, path]),
+                )
+        return maps_BKChw
+
+    def _workspace_for(self, h: int, w: int) -> Tensor:
+        if (h, w) not in self._workspace:
+            floats = self.library.functions.fused_path_workspace(h, w, TRUNK_CHANNELS)
+            self._workspace = {(h, w): aligned(torch.zeros(floats))}
+        return self._workspace[h, w]
+
+
+class _Attentions(nn.Module):
+    """The same attention layer of K paths at once: ``[B, H, W]`` -> ``[K, B, H, W]``."""
+
+    def __init__(self, layers: list[RowAttention]) -> None:
+        super().__init__()
+        with torch.no_grad():
+            pairs = [layer.coefficients() for layer in layers]
+            self.scales = torch.stack([scales for scales, _ in pairs], dim=1)[..., None, None, None]
+            self.weights = torch.stack([weights for _, weights in pairs], dim=1)[..., None, None, None]
+            self.bias = torch.stack([layer.bias for layer in layers])[..., None, None]
+
+    def forward(self, a0_BHW: Tensor, m1_BHW: Tensor, m0_BHW: Tensor) -> Tensor:
+        return attend(a0_BHW, m1_BHW, m0_BHW, self.scales.unbind(), self.weights.unbind(), self.bias)
+
+
+@torch.no_grad()
+def pack(path: Path) -> Tensor:
+    """A path's weights in the order in which ``fused_path`` reads them, float32, batch norms folded."""
+    arrays: list[Tensor] = []
+    for block, before in ((path.block_a, path.norm), (path.block_b, None), (path.block_c, None)):
+        norm = before if before is not None else block.pre_norm
+        assert isinstance(norm, BatchNorm)
+        arrays += [*scale_and_shift(norm), *_block(block)]
+    return packed(arrays)
+
+
+def _block(block: ResidualBlock) -> list[Tensor]:
+    assert isinstance(block.shortcut_norm, BatchNorm)
+    shortcut, bias = fold(block.shortcut, block.shortcut_norm)
+    branches = [branch for branch in block.branches if isinstance(branch, Branch)]
+    last = torch.stack([_bias(branch.second.pointwise) for branch in branches])
+    arrays = [_matrix(shortcut), bias + (last.flatten() if block.merge == "concat" else last.sum(dim=0))]
+    for branch in branches:
+        assert isinstance(branch.norm, BatchNorm)
+        first, first_bias = fold(branch.first.pointwise, branch.norm)
+        arrays += [
+            branch.first.depthwise.weight,
+            _matrix(first),
+            first_bias,
+            branch.second.depthwise.weight,
+            _matrix(branch.second.pointwise.weight),
+        ]
+    return arrays
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """``[out, in, 1, 1]`` -> ``[in, out]``."""
+    return weight.flatten(1).t()
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    assert conv.bias is not None  # every 1x1 convolution of the network has one
+    return conv.bias
