@@ -275,8 +275,8 @@ class _Small(torch.nn.Module):
 
 
 def on_a_device_with_room_for(bundle: Bundle, room: int, micro_batch: int) -> tuple[Scorer, _Small]:
-    scorer = Scorer(bundle)
-    scorer.micro_batch = micro_batch  # as on a GPU; a CPU would take one by one
+    scorer = Scorer(bundle, fused=False)  # as on a GPU
+    scorer.micro_batch = micro_batch  # a CPU would take one by one
     scorer._network = small = _Small(scorer._network, room)  # type: ignore[assignment]
     return scorer, small
 
