@@ -12,8 +12,10 @@ from cxr_ray.nets.ensemble import Ensemble
 from cxr_ray.nets.fused import library
 from cxr_ray.nets.fused.ensemble import FusedEnsemble
 from cxr_ray.nets.fused.library import MODULES, Library, built, find_library, open_library
+from cxr_ray.nets.fused.scattering import FusedScattering, able, factors, stage_tables
 from cxr_ray.nets.fused.segmenter import FusedSegmenter
 from cxr_ray.nets.path import IN_CHANNELS, Variant
+from cxr_ray.nets.scattering import Scattering
 from cxr_ray.nets.segmenter import Segmenter
 from cxr_ray.preprocess import COLUMNS, ROWS
 from cxr_ray.scorer import Scorer
@@ -90,8 +92,37 @@ def test_it_is_the_ensemble(classes: int, lung_gate: bool, variant: Variant | No
         fused = FusedEnsemble(plain, build)
         for _ in range(2):
             assert_rounding_apart(fused(inputs, variant), expected)
-    x = frames(1, *FRAME)
-    assert torch.equal(fused.inputs(x, x), plain.inputs(x, x))
+
+
+@needs_builds
+@pytest.mark.parametrize(("rows", "columns"), [(ROWS, COLUMNS), (20, 24), (8, 12), (44, 56)])
+def test_it_is_the_scattering(rows: int, columns: int) -> None:
+    plain, x = Scattering(rows, columns), 4 * frames(2, rows, columns) - 2
+    expected = plain(x)
+    for build in usable():
+        fused = FusedScattering(plain, build)
+        for _ in range(2):
+            assert (fused(x) - expected).abs().max() < 2e-6
+
+
+@needs_builds
+def test_a_frame_without_a_compiled_transform_is_left_to_torch() -> None:
+    plain = Ensemble(rows=60, columns=60, paths=1)  # 68 is 4 * 17
+    plain.eval()
+    for build in usable():
+        assert not able(plain.scattering, build)
+        assert FusedEnsemble(plain, build).scattering is plain.scattering
+        with pytest.raises(ValueError, match="no compiled transform"):
+            FusedScattering(plain.scattering, build)
+
+
+@pytest.mark.parametrize("length", [1, 2, 12, 77, 87, 154, 174, 308, 348, 1024])
+def test_stages_and_tables_belong_together(length: int) -> None:
+    plan = factors(length)
+    assert np.prod(plan, dtype=int) == length
+    sizes = [len(table) for table in stage_tables(length, plan)]
+    lefts = length // np.cumprod([1, *plan])[1:]
+    assert sizes == [2 * p + 2 * (p - 1) * left for p, left in zip(plan, lefts, strict=True)]
 
 
 def assert_rounding_apart(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -118,6 +149,9 @@ def test_every_instruction_set_gives_the_same_bits(segmenter: Segmenter) -> None
     first, *others = [FusedSegmenter(segmenter, build)(x) for build in builds]
     assert all(torch.equal(first, other) for other in others)
     first, *others = [FusedEnsemble(plain, build)(inputs) for build in builds]
+    assert all(torch.equal(first, other) for other in others)
+    scattering = Scattering(ROWS, COLUMNS)
+    first, *others = [FusedScattering(scattering, build)(x) for build in builds]
     assert all(torch.equal(first, other) for other in others)
 
 

@@ -38,7 +38,7 @@ class Ensemble(nn.Module):
         return torch.stack([path(x_B50hw, variant) for path in self.paths], dim=1)
 
 
-def path_inputs(scattering: Scattering, x_BHW: Tensor, mask_BHW: Tensor) -> Tensor:
+def path_inputs(scattering: nn.Module, x_BHW: Tensor, mask_BHW: Tensor) -> Tensor:
     """Standardised frame and combined mask -> the 50-channel path input ``[B, 50, h, w]``."""
     return torch.cat((scattering(x_BHW), pool_mask(mask_BHW).unsqueeze(1)), dim=1)
 

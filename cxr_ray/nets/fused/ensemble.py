@@ -1,4 +1,4 @@
-"""An ``Ensemble`` whose paths are compiled code; scattering, gate and attention stay torch's."""
+"""An ``Ensemble`` whose scattering and paths are compiled code; gate and attention stay torch's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from cxr_ray.nets.ensemble import Ensemble, path_inputs
 from cxr_ray.nets.folding import fold
 from cxr_ray.nets.fused.library import Library
 from cxr_ray.nets.fused.packing import aligned, packed, pointer, scale_and_shift
+from cxr_ray.nets.fused.scattering import FusedScattering, able
 from cxr_ray.nets.layers import BatchNorm, Branch, ResidualBlock
 from cxr_ray.nets.path import (
     PATH_BRANCHES,
@@ -41,7 +42,9 @@ class FusedEnsemble(nn.Module):
             raise ValueError("the compiled form needs an ensemble in eval mode")
         assert PATH_BRANCHES == COMPILED_BRANCHES
         self.library = library
-        self.scattering = ensemble.scattering
+        self.scattering: nn.Module = ensemble.scattering
+        if able(ensemble.scattering, library):
+            self.scattering = FusedScattering(ensemble.scattering, library)
         paths = [path for path in ensemble.paths if isinstance(path, Path)]
         self.mask_threshold, self.lung_gate = paths[0].mask_threshold, paths[0].lung_gate
         self.classes = paths[0].block_c.out_channels

@@ -55,12 +55,12 @@ def open_library(instructions: str) -> Library | None:
         functions = ctypes.CDLL(file)
         if functions.fused_version() != VERSION:
             return None
-    except (OSError, AttributeError):  # another machine's file, or none of ours
+        for name in ("fused_workspace", "fused_path_workspace", "fused_scattering_workspace"):
+            getattr(functions, name).restype = ctypes.c_long
+        for name in ("fused_segment", "fused_path", "fused_scatter"):
+            getattr(functions, name).restype = None
+    except (OSError, AttributeError):  # another machine's file, or an older one
         return None
-    for sized in (functions.fused_workspace, functions.fused_path_workspace):
-        sized.restype = ctypes.c_long
-    for done in (functions.fused_segment, functions.fused_path):
-        done.restype = None
     return Library(instructions, functions, functions.fused_lanes(), functions.fused_pixels())
 
 
