@@ -47,6 +47,7 @@ def make_graph(
     assignments: Sequence[Assignment], stages: Stages, resources: Resources, board: Any
 ) -> Dataset:
     """The graph over open units, not yet running; its rows are those of ``outcome_row``."""
+    count = sum(len(assignment.units) for assignment in assignments)
     largest = max(unit.images for assignment in assignments for unit in assignment.units)
     # Our own lines replace its progress, and one sentence replaces its tracebacks (both stay in Ray's log files).
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -69,6 +70,8 @@ def make_graph(
     # Ray 2.60 has no other way to bound retries and restarts than the keyword arguments that it announces to
     # remove.
     warnings.simplefilter("ignore", RayDeprecationWarning)
+    # Said where units were lost with their workers; which ones is in our own list.
+    warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks", category=UserWarning)
     units = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         read_stage,
         fn_kwargs=arguments,
@@ -85,7 +88,7 @@ def make_graph(
             batch_size=1,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            compute=actor_pool(resources, sum(len(assignment.units) for assignment in assignments)),
+            compute=actor_pool(resources, count),
             num_cpus=resources.actor_cpus,
             num_gpus=resources.actor_gpus or None,
             max_concurrency=UNITS_AT_A_TIME,
@@ -99,7 +102,7 @@ def make_graph(
         batch_format="pyarrow",
         zero_copy_batch=True,
         num_cpus=resources.publish_cpus,
-        compute=TaskPoolStrategy(size=resources.publish_tasks),
+        compute=TaskPoolStrategy(size=min(resources.publish_tasks, count)),
         max_retries=MAX_TASK_RETRIES,
     )
 
