@@ -138,7 +138,7 @@ def stages(arguments: argparse.Namespace) -> None:
             calls = {
                 "Module 1": lambda: network.segmenter(frame),  # noqa: B023  # called in this very turn
                 "scattering": lambda: network.ensemble.scattering(frame),  # noqa: B023
-                "paths": lambda: network.ensemble(done.inputs),  # noqa: B023
+                "paths": lambda: network.ensemble(done.path_inputs),  # noqa: B023
             }
             times = [_milliseconds(calls[name], arguments.device) / len(pixels) for name in STAGES]
         whole = _milliseconds(lambda: scorer.score(pixels), arguments.device) / len(pixels)  # noqa: B023
