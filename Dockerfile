@@ -19,7 +19,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 # A stub package is enough for pip to read the extras; the code replaces it below.
 RUN mkdir cxr_ray && touch cxr_ray/__init__.py
 # The image's own layers have no compiler; what this one builds of the kernels is put beside the code below.
-COPY cxr_ray/nets/fused/*.cpp cxr_ray/nets/fused/
+COPY cxr_ray/nets/fused/*.cpp cxr_ray/nets/fused/*.h cxr_ray/nets/fused/
 RUN apt-get update && apt-get install -y --no-install-recommends g++ \
     && pip install setuptools && python -c "from setuptools import setup; setup()" build_ext --build-lib /opt/kernels
 

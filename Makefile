@@ -30,7 +30,7 @@ help:
 setup: $(STAMP)
 
 # The stamp makes every later call quick; a change of the pins, the extras or the compiled code installs again.
-$(STAMP): pyproject.toml constraints.txt $(wildcard cxr_ray/nets/fused/*.cpp)
+$(STAMP): pyproject.toml constraints.txt $(wildcard cxr_ray/nets/fused/*.cpp cxr_ray/nets/fused/*.h)
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "cxr_ray needs Python 3.11 or later; name one with: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@echo "Setting up $(VENV) (once, some minutes) ..."

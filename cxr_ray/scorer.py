@@ -270,6 +270,21 @@ def network_of(
     meta = bundle.meta
     segmenter = Segmenter()
     segmenter.load_state_dict(dict(bundle.segmenters[mask_style]))
+    network = Network(
+        segmenter,
+        ensemble_of(bundle),
+        mean=meta.standardisation_mean,
+        std=meta.standardisation_std,
+        quantise_mask=quantise_mask,
+        variant=variant,
+    )
+    network.eval().requires_grad_(False)
+    return network
+
+
+def ensemble_of(bundle: Bundle) -> Ensemble:
+    """Module 2 of a bundle, as ``network_of`` has it."""
+    meta = bundle.meta
     ensemble = Ensemble(
         rows=meta.rows,
         columns=meta.columns,
@@ -280,16 +295,8 @@ def network_of(
     )
     for path, state in zip(ensemble.paths, bundle.paths, strict=True):
         path.load_state_dict(dict(state))
-    network = Network(
-        segmenter,
-        ensemble,
-        mean=meta.standardisation_mean,
-        std=meta.standardisation_std,
-        quantise_mask=quantise_mask,
-        variant=variant,
-    )
-    network.eval().requires_grad_(False)
-    return network
+    ensemble.eval().requires_grad_(False)
+    return ensemble
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

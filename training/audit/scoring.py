@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cxr_ray.nets.ensemble import Ensemble, class_logits, ensemble_map, log_odds
+from cxr_ray.nets.ensemble import class_logits, ensemble_map, log_odds
 from cxr_ray.nets.folding import fold_blocks
 from cxr_ray.nets.gate import level_table, look_up, quantise, standard_table, tissue
-from cxr_ray.scorer import Scorer, Scores
+from cxr_ray.scorer import Scorer, Scores, ensemble_of
 from cxr_ray.weights.bundle import Bundle
 from cxr_ray.weights.storage import bundle_from_bytes, bundle_to_bytes
 from training.audit.chunks import CHUNK, Arrays, Progress, Work, map_chunks
@@ -64,22 +64,11 @@ class HideAndSeek:
     """The paths of a scorer's bundle on pictures whose lungs, or everything else, were hidden before scattering."""
 
     def __init__(self, scorer: Scorer) -> None:
-        meta = scorer.meta
-        ensemble = Ensemble(
-            rows=meta.rows,
-            columns=meta.columns,
-            paths=meta.paths,
-            classes=len(meta.classes),
-            mask_threshold=meta.mask_threshold,
-            lung_gate=meta.lung_gate,
-        )
-        for path, state in zip(ensemble.paths, scorer.bundle.paths, strict=True):
-            path.load_state_dict(dict(state))
-        ensemble.eval().requires_grad_(False)
+        ensemble = ensemble_of(scorer.bundle)
         fold_blocks(ensemble)
         self._ensemble = ensemble.to(scorer.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._device = scorer.device
-        self._meta = meta
+        self._meta = scorer.meta
         self._step = 1 if scorer.device.type == "cpu" else scorer.compute_batch
 
     @torch.inference_mode()

@@ -5,6 +5,8 @@
 // the zeros right of one row and left of the next, so a tap is one fixed offset. Pixels computed in these columns are
 // nobody's, and set to zero where a convolution reads them. As in segmenter.cpp all builds give the same bits.
 
+#include "memory.h"
+
 namespace {
 
 constexpr int LANES = FUSED_LANES;
@@ -24,8 +26,6 @@ typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4)));
 INLINE Vector load(const float *from) { return *reinterpret_cast<const Unaligned *>(from); }
 INLINE void store(float *to, Vector value) { *reinterpret_cast<Unaligned *>(to) = value; }
 INLINE Vector leaky(Vector x) { return x > 0.0f ? x : x * SLOPE; }
-
-long to_vectors(long floats) { return (floats + 15) / 16 * 16; }
 
 struct Shape {
     int rows, columns, stride;
@@ -183,15 +183,6 @@ void run_block(const Shape &shape, const Block &block, Workspace &work, bool act
     work.x = work.next;
     work.next = spare;
 }
-
-struct Taken {
-    float *next;
-    float *operator()(long floats) {
-        float *taken = next;
-        next += to_vectors(floats);
-        return taken;
-    }
-};
 
 Block take_block(Taken &give, int inputs, int filters, bool concatenates) {
     Block block = {inputs, filters, concatenates ? BRANCHES * filters : filters, concatenates};

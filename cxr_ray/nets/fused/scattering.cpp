@@ -7,6 +7,8 @@
 
 #include <initializer_list>
 
+#include "memory.h"
+
 namespace {
 
 constexpr int LANES = 8, ANGLES = 6, STEP = 4;
@@ -334,17 +336,6 @@ void low_pass(const Sizes &size, const Constants &constants, Buffers &work, cons
             out[(long)r * size.out_columns() + c] = total;
         }
 }
-
-long to_vectors(long floats) { return (floats + 15) / 16 * 16; }
-
-struct Taken {
-    float *next;
-    float *operator()(long floats) {
-        float *taken = next;
-        next += to_vectors(floats);
-        return taken;
-    }
-};
 
 Plan take_plan(Taken &give, const int *&factors, int length) {
     Plan plan = {length, *factors++, {}, {}};

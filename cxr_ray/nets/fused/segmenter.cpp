@@ -7,6 +7,8 @@
 // Memory: channels come in groups of one vector. A frame is [row][group][column][lane]; rows of intermediate results
 // have PAD zero columns on both sides and live in rings of RING rows; rows outside the frame are one row of zeros.
 
+#include "memory.h"
+
 namespace {
 
 constexpr int VERSION = 1;  // of what goes in and comes out; library.py asks for the same
@@ -239,17 +241,6 @@ void run_head(const Frame &frame, const float *matrix, const float *bias, float 
                 logits[((long)k * frame.rows + y) * frame.columns + x] = total > 0.0f ? total : total * SLOPE;
             }
 }
-
-long to_vectors(long floats) { return (floats + 15) / 16 * 16; }
-
-struct Taken {
-    float *next;
-    float *operator()(long floats) {
-        float *taken = next;
-        next += to_vectors(floats);
-        return taken;
-    }
-};
 
 }  // namespace
 
