@@ -1,6 +1,6 @@
 """Progress lines: images done, images/s, quarantined, time left, every few seconds.
 
-Workers send counts to one small actor; the driver's thread asks it and prints. Counts are for the eyes
+Workers send counts to the run's board; the driver's thread asks it and prints. Counts are for the eyes
 only: a unit whose worker died is counted again, and the summary is taken from the parts instead.
 """
 
@@ -25,20 +25,6 @@ if TYPE_CHECKING:
 RETRIED = "retried"
 
 _METRIC_STAGES = {DECODED: READ, DONE: SCORE}
-
-
-@ray.remote(num_cpus=0, max_restarts=3, max_task_retries=0)
-class ProgressBoard:
-    """Counts by stage."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-
-    def add(self, stage: str, images: int) -> None:
-        self.counts[stage] = self.counts.get(stage, 0) + images
-
-    def read(self) -> dict[str, int]:
-        return dict(self.counts)
 
 
 def reporter(board: Any, metrics: RunMetrics | None = None) -> Report:

@@ -306,7 +306,8 @@ class Screening:
         Raises:
             RunFailed: some have none; which and why is recorded.
         """
-        from cxr_ray.pipeline.progress import ProgressBoard, ProgressPrinter
+        from cxr_ray.pipeline.board import RunBoard
+        from cxr_ray.pipeline.progress import ProgressPrinter
         from cxr_ray.pipeline.rounds import Patience, publish_units
         from cxr_ray.pipeline.stages import Stages
 
@@ -328,7 +329,7 @@ class Screening:
             unit_retries=self.options.unit_retries,
         )
         patience = Patience(rounds=self.options.rounds, no_progress_seconds=self.options.no_progress_seconds)
-        board = ProgressBoard.remote()  # type: ignore[attr-defined]  # made by ray.remote
+        board = RunBoard.remote()  # type: ignore[attr-defined]  # made by ray.remote
         with (
             self._timed("run"),
             ProgressPrinter(

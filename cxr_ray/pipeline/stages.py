@@ -7,7 +7,6 @@ other unit go on. The driver decides what becomes of it.
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -28,6 +27,7 @@ from cxr_ray.pipeline.publish import Publisher
 from cxr_ray.pipeline.resources import device_model
 from cxr_ray.pipeline.score_table import UNCALIBRATED
 from cxr_ray.pipeline.score_unit import ScoresPixels, UnitInScoring
+from cxr_ray.pipeline.turns import Turns
 from cxr_ray.pipeline.unit_rows import Journey, Passage, from_rows, to_row
 from cxr_ray.shards import QUARANTINED
 
@@ -123,7 +123,7 @@ class ScoreStage:
             "min_lung_fraction": stages.min_lung_fraction,
             "readout": stages.readout,
         }
-        self.turn = threading.Lock()
+        self.turns = Turns(board)
         # An actor that cannot be built would be told of in Ray's words, many lines of them.
         self.broken: UnitFailure | None = None
         try:
@@ -134,7 +134,9 @@ class ScoreStage:
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for passage in from_rows(batch):
-            yield to_row(self._scored(passage))
+            with self.turns.presence(passage.unit.unit_id):
+                scored = self._scored(passage)
+            yield to_row(scored)
 
     def _scored(self, passage: Passage) -> Passage:
         if passage.table is None:
@@ -145,7 +147,7 @@ class ScoreStage:
         try:
             unit = UnitInScoring(passage.table, self.report)
             waiting = time.perf_counter()
-            with self.turn:
+            with self.turns.turn(passage.unit.unit_id):
                 waited, before = time.perf_counter() - waiting, self._halvings()
                 unit.score(self.scorer, **self.settings)
                 halvings = self._halvings()

@@ -10,7 +10,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import psutil
-import pytest
 from s3_server import S3Server
 
 from end_to_end.commands import (
@@ -27,15 +26,11 @@ from end_to_end.commands import (
 FAULTY_SCORE = "tests/end_to_end/faulty_score.py"
 
 
-@pytest.fixture(scope="module")
-def films_and_a_victim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three films, and a nearly white one, which ``faulty_score.py`` chokes on."""
-    folder = tmp_path_factory.mktemp("victim") / "films"
-    write_films(folder, 3)
+def write_victim(path: Path) -> None:
+    """A nearly white film, which ``faulty_score.py`` chokes on."""
     white = np.full((400, 340), 255, np.uint8)
     white[:20] = np.arange(340) % 255
-    cv2.imwrite(str(folder / "film-victim.png"), white)
-    return folder
+    cv2.imwrite(str(path), white)
 
 
 def score_with(fault: str, archive: Path, output: Path, *options: str) -> Finished:
@@ -45,10 +40,12 @@ def score_with(fault: str, archive: Path, output: Path, *options: str) -> Finish
 
 
 def test_a_scorer_that_hangs_ends_the_run_with_the_state_of_the_stages(
-    films_and_a_victim: Path, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
+    write_films(tmp_path / "films", 3)
+    write_victim(tmp_path / "films" / "film-victim.png")  # the last one
     # Long enough for a busy machine to start an actor.
-    done = score_with("hang", films_and_a_victim, tmp_path / "out", "no_progress_seconds=45")
+    done = score_with("hang", tmp_path / "films", tmp_path / "out", "no_progress_seconds=45")
     assert done.code == 1
     assert "no progress for" in done.err
     assert "score: actors 1 alive" in done.err
@@ -59,14 +56,16 @@ def test_a_scorer_that_hangs_ends_the_run_with_the_state_of_the_stages(
 
 
 def test_a_unit_that_kills_its_scorer_stops_no_other_and_is_listed(
-    films_and_a_victim: Path, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    output = tmp_path / "out"
-    done = score_with("die", films_and_a_victim, output, "rounds=1")
+    films, output = tmp_path / "films", tmp_path / "out"
+    write_films(films, 6)
+    write_victim(films / "film-000-victim.png")  # the first unit: others are in the actor when it dies
+    done = score_with("die", films, output, "rounds=1")
     assert done.code == 1
-    assert "1 unit was not published (g00000-u000003), because its worker died again and again" in done.err
-    assert len(list((output / "scores").iterdir())) == 3
-    assert score_cheaply(films_and_a_victim, output).summary["scored"] == 4
+    assert "1 unit was not published (g00000-u000000), because its worker died again and again" in done.err
+    assert len(list((output / "scores").iterdir())) == 6
+    assert score_cheaply(films, output).summary["scored"] == 7
 
 
 def kill_readers(driver: psutil.Process) -> int:

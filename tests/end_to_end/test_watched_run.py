@@ -12,11 +12,11 @@ import ray
 from made_output import IDENTITY, MadeScorer, make_output
 
 from cxr_ray.archives.storage import open_storage
+from cxr_ray.pipeline.board import RunBoard
 from cxr_ray.pipeline.cluster import ray_session
 from cxr_ray.pipeline.decode_unit import InputSettings
 from cxr_ray.pipeline.parts import PartFooter, published_units
 from cxr_ray.pipeline.plan import open_plan
-from cxr_ray.pipeline.progress import ProgressBoard
 from cxr_ray.pipeline.publish import Publisher
 from cxr_ray.pipeline.resources import share
 from cxr_ray.pipeline.rounds import Patience, publish_units
@@ -64,7 +64,7 @@ def test_a_growing_pool_finishes_and_its_metrics_can_be_scraped(
     timings = Timings()
     said: list[str] = []
     with ray_session(None, resources.local_cpus):
-        board = ProgressBoard.remote()  # type: ignore[attr-defined]
+        board = RunBoard.remote()  # type: ignore[attr-defined]
         assert (
             publish_units(units, stages, resources, Patience(), say=said.append, timings=timings, board=board)
             == []
