@@ -26,16 +26,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from cxr_ray.pipeline.scorer_process import WORKER_ENVIRONMENT
 from cxr_ray.preprocess import COLUMNS, ROWS
 
 FORMS = ("eager", "torch", "fused")
 DIFFERENT_IMAGES = 16
-ENVIRONMENT = {
-    "MALLOC_MMAP_THRESHOLD_": "4000000000",
-    "MALLOC_TRIM_THRESHOLD_": "8000000000",
-    "OMP_NUM_THREADS": "1",
-}
-"""Of the pipeline's workers; read when a process starts."""
 
 
 def make_scorer(form: str, weights: str, device: str, batch: int | None) -> Any:
@@ -213,8 +208,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ENVIRONMENT)
+    if any(os.environ.get(name) != value for name, value in WORKER_ENVIRONMENT.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | WORKER_ENVIRONMENT)
     arguments.forms = arguments.forms or (FORMS if arguments.device == "cpu" else FORMS[:2])
     arguments.processes = arguments.processes or (2 if arguments.device == "cpu" else 1)
     throughput(arguments)

@@ -50,6 +50,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     info = _command(commands, "info", _info, "versions, devices, bundled weights, readable formats")
     info.add_argument("--json", action="store_true", help="print one JSON object")
+    info.add_argument("--measure", action="store_true", help="also how fast this machine scores (10 to 30 s)")
+    info.add_argument(
+        "--weights", default="default", metavar="W", help="bundle to measure (default: the shipped)"
+    )
 
     query = _command(commands, "query", _query, "SQL over the table (scores, duplicates, scores_unique)")
     query.add_argument("output", metavar="OUTPUT", help="output of jobs/score.py: folder or URL")
@@ -167,7 +171,14 @@ def _info(options: argparse.Namespace) -> int:
     from cxr_ray.results.information import information, information_lines
 
     facts = information()
-    print(json.dumps(facts, indent=2) if options.json else "\n".join(information_lines(facts)))
+    lines = information_lines(facts)
+    if options.measure:
+        from cxr_ray.phantoms import five_megapixel_jpeg
+        from cxr_ray.results.measurement import measured, measured_lines
+
+        facts["measured"] = measured(options.weights, five_megapixel_jpeg(), facts["devices"]["cpus"])
+        lines[-1:-1] = measured_lines(facts["measured"])
+    print(json.dumps(facts, indent=2) if options.json else "\n".join(lines))
     return DONE
 
 

@@ -260,6 +260,12 @@ class RunFailed(CxrRayError):
     code = "run_failed"
 
 
+class MeasurementFailed(CxrRayError):
+    """The speed of this machine could not be measured."""
+
+    code = "measurement_failed"
+
+
 class NonfiniteLoss(CxrRayError):
     """A training step gave NaN or infinity; the member stops and its last good checkpoint stays."""
 

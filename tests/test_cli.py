@@ -52,7 +52,7 @@ def surface(parser: argparse.ArgumentParser, prefix: str = "") -> dict[str, list
 def test_the_command_line_is_frozen() -> None:
     """Public names (DESIGN section 5): a change here breaks users' scripts."""
     assert surface(build_parser()) == {
-        "info": ["--json"],
+        "info": ["--json", "--measure", "--weights"],
         "query": [
             "--format",
             "--max-rows",
@@ -126,6 +126,18 @@ def test_info_for_people_names_gpus_weights_and_missing_decoders(
     lines = "\n".join(information_lines(facts))
     assert "GPU 0: Some GPU 80GB" in lines
     assert "DICOM made up: no: pip install 'cxr_ray[dicom]'" in lines
+
+
+def test_info_measures_this_machine_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = json.loads(run(capsys, "info", "--measure", "--weights", "seeded", "--json")[1])["measured"]
+    assert facts["scorers"] >= 1
+    assert 0 < facts["expected_images_per_second"] <= facts["score_images_per_second"]
+    assert facts["hours_per_million_images"] == pytest.approx(
+        1e6 / 3600 / facts["expected_images_per_second"], rel=0.01
+    )
+    code, _, said = run(capsys, "info", "--measure", "--weights", "/no/such/bundle")
+    assert code == 2
+    assert "/no/such/bundle" in said
 
 
 def test_info_names_the_bundled_weights_with_their_metrics(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ from cxr_ray.archives.inputs import ArchiveInput, image_id_of
 from cxr_ray.archives.listing import list_archive
 from cxr_ray.archives.storage import open_storage
 from cxr_ray.pipeline.decode_unit import InputSettings
+from cxr_ray.pipeline.expected_rate import REST_SECONDS, expected_rate
 from cxr_ray.pipeline.parts import PartFooter
 from cxr_ray.pipeline.planner import PlannedSource
 from cxr_ray.pipeline.prediction import (
@@ -84,7 +86,9 @@ def test_films_are_decoded_scored_and_encoded(tmp_path: Path) -> None:
     sample = sample_of(tmp_path)
     assert (sample.images, sample.ready, sample.quarantined) == (7, 6, 1)
     assert sample.decode_seconds > 0
-    assert sample.score_seconds > 0
+    assert 0 < sample.decode_cpu_seconds < 10
+    assert sample.score_rate is not None
+    assert sample.score_rate > 0
     assert sample.part_bytes > 1000
 
 
@@ -94,26 +98,39 @@ def test_a_sample_of_bad_images_is_a_sample(tmp_path: Path) -> None:
     sample = sample_of(tmp_path)
     assert (sample.images, sample.ready, sample.quarantined) == (3, 0, 3)
     prediction = predict(sample, images=10, units=1, bytes_to_read=1, resources=RESOURCES, scoring=True)
-    assert prediction.score_rate == pytest.approx(3 / sample.score_seconds)
+    assert sample.score_rate is not None
+    assert prediction.rates.score == pytest.approx(3 * sample.score_rate)
     assert prediction.hours > 0
 
 
-def test_the_slower_of_decoding_and_scoring_decides() -> None:
+def test_the_slowest_decides() -> None:
     sample = Sample(
-        images=10, ready=8, quarantined=2, decode_seconds=2.0, score_seconds=0.5, part_bytes=40_000
-    )
+        images=10, ready=8, quarantined=2, decode_seconds=2.0, decode_cpu_seconds=1.0, score_rate=2.0, part_bytes=40_000
+    )  # fmt: skip
     prediction = predict(sample, images=36_000, units=40, bytes_to_read=9, resources=RESOURCES, scoring=True)
-    assert prediction.decode_rate == pytest.approx(25)  # 5 tasks, 0.2 s an image
-    assert prediction.score_rate == pytest.approx(7.5)  # 3 scorers, 0.5 s, 8 of 10 images
-    assert prediction.rate == prediction.score_rate
+    rates = prediction.rates
+    assert rates.decode == pytest.approx(25)  # 5 tasks, 0.2 s an image
+    assert rates.score == pytest.approx(7.5)  # 3 scorers, 0.5 s, 8 of 10 images
+    assert rates.cores == pytest.approx(4 / (0.1 + 0.4 + REST_SECONDS))  # 4 cores
+    assert rates.overall == rates.score
     assert prediction.hours == pytest.approx(36_000 / 7.5 / 3600)
     assert prediction.output_bytes == 36_000 * 4_000
     first, second = prediction.lines(RESOURCES)
     assert "36,000 images in 40 units" in first
     assert "scoring decides" in second
+    dear = replace(sample, decode_cpu_seconds=20.0)
+    prediction = predict(dear, images=1, units=1, bytes_to_read=9, resources=RESOURCES, scoring=True)
+    assert "the number of cores decides" in list(prediction.lines(RESOURCES))[1]
     ingest = predict(sample, images=1, units=1, bytes_to_read=9, resources=RESOURCES, scoring=False)
     assert ingest.record()["score_images_per_second"] is None
-    assert ingest.rate == pytest.approx(25)
+    assert ingest.rates.overall == pytest.approx(25)
+
+
+def test_scorers_on_a_gpu_leave_the_cores_to_others() -> None:
+    resources = share(cpus=4, gpus=1, local=True, scoring=True, actors=None, decode_tasks=4)
+    rates = expected_rate(resources, decode_wall=0.02, decode_cpu=0.02, score=1000.0)
+    assert rates.cores == pytest.approx(4 / (0.02 + REST_SECONDS))
+    assert rates.decided_by == "the number of cores"
 
 
 def test_nothing_to_do_is_no_error() -> None:

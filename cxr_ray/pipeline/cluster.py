@@ -23,17 +23,9 @@ from cxr_ray.archives.storage import Storage, explain
 from cxr_ray.errors import CxrRayError, OutputError, RunFailed, UsageError
 from cxr_ray.pipeline.code_version import code_version
 from cxr_ray.pipeline.publish import STAGING_FOLDER, Publisher
+from cxr_ray.pipeline.scorer_process import WORKER_ENVIRONMENT, environment
 
 CHECK_SECONDS = 60.0
-
-#: glibc returns every large block to the kernel on each call; keeping them makes Module 1 several times
-#: faster on CPU (REFERENCE_SPEC section 15). One BLAS thread per worker: the scorer sets its own number.
-WORKER_ENVIRONMENT = {
-    "MALLOC_MMAP_THRESHOLD_": "4000000000",
-    "MALLOC_TRIM_THRESHOLD_": "8000000000",
-    "MALLOC_ARENA_MAX": "2",
-    "OMP_NUM_THREADS": "1",
-}
 
 #: A local Ray ends a process that was idle for a second and starts another, for 2 CPU seconds, when a unit comes.
 _IDLE_MILLISECONDS = "600000"
@@ -107,7 +99,7 @@ def ray_session(address: str | None, local_cpus: int | None, in_flight: int = 0)
             # Inherited by every process that Ray starts here. A runtime_env would do the same, but needs
             # workers of its own beside those that Ray has started already: seconds of CPU for each.
             of_the_raylet = {"RAY_idle_worker_killing_time_threshold_ms": _IDLE_MILLISECONDS}
-            with _environment(of_the_raylet | WORKER_ENVIRONMENT):
+            with environment(of_the_raylet | WORKER_ENVIRONMENT):
                 ray.init(
                     address="local",
                     num_cpus=local_cpus,
@@ -140,20 +132,6 @@ def object_store_bytes(in_flight: int) -> int:
     """Size of a local object store: Ray Data uses half of it, so twice what the run may hold."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(max(_OBJECT_STORE_BYTES, 2 * in_flight), int(memory * _OBJECT_STORE_SHARE))
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _check_address(address: str) -> None:

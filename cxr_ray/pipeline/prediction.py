@@ -1,31 +1,35 @@
 """What a run will take, foretold from a few images: ``dry_run=true``.
 
-A sample of what would be planned is decoded, scored and encoded in this process, with the job's own bundle, threads
-and options, and its times are carried over to all images and the resources at hand. Nothing is written.
+A sample of what would be planned is decoded, scored and encoded here, with the job's own bundle, threads and options;
+then as many scorers as this machine would run work side by side for two seconds. These times are carried over to all
+images and the resources at hand. Nothing is written.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cxr_ray.pipeline.assignments import SEQUENTIAL_KINDS
 from cxr_ray.pipeline.decode_unit import decode_unit
+from cxr_ray.pipeline.expected_rate import ExpectedRate, expected_rate
 from cxr_ray.pipeline.parts import encode_part, finished_table, published_units
 from cxr_ray.pipeline.plan import SHARD_KIND, Plan, PlannedImage, planned_image, read_unit
 from cxr_ray.pipeline.planner import Listing, cut_units
 from cxr_ray.pipeline.publish import Publisher
-from cxr_ray.pipeline.resources import Resources
+from cxr_ray.pipeline.resources import CUDA, Resources
 from cxr_ray.pipeline.score_unit import score_unit
+from cxr_ray.pipeline.scorer_process import scoring_rate
 from cxr_ray.pipeline.shard_source import read_shard_unit
-from cxr_ray.preprocess import COLUMNS, ROWS
 from cxr_ray.shards import QUARANTINED, READY
 
 if TYPE_CHECKING:
@@ -45,7 +49,8 @@ class Sample:
         ready: how many of them could be decoded.
         quarantined: how many would not get a score (or, in shards, pixels).
         decode_seconds: wall seconds to read, decode and preprocess all of them, one after the other.
-        score_seconds: wall seconds of the scorer for one image that is not quarantined (0 without scorer).
+        decode_cpu_seconds: CPU seconds of the same, the decode process included.
+        score_rate: images per second of one scorer, others at work beside it; None without scorer.
         part_bytes: encoded size of their rows.
     """
 
@@ -53,30 +58,25 @@ class Sample:
     ready: int
     quarantined: int
     decode_seconds: float
-    score_seconds: float
+    decode_cpu_seconds: float
+    score_rate: float | None
     part_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A run foretold: rates in images per second over all workers, the slower of which decides."""
+    """A run foretold; ``rates`` are those of all workers together."""
 
     images: int
     units: int
     bytes_to_read: int
-    decode_rate: float
-    score_rate: float | None
+    rates: ExpectedRate
     output_bytes: int
     sample: Sample
 
     @property
-    def rate(self) -> float:
-        """Images per second of the run."""
-        return self.decode_rate if self.score_rate is None else min(self.decode_rate, self.score_rate)
-
-    @property
     def hours(self) -> float:
-        return self.images / self.rate / 3600 if self.images else 0.0
+        return self.images / self.rates.overall / 3600 if self.images else 0.0
 
     def record(self) -> dict[str, Any]:
         """For the job's last line."""
@@ -84,9 +84,10 @@ class Prediction:
             "images": self.images,
             "units": self.units,
             "bytes_to_read": self.bytes_to_read,
-            "images_per_second": _rounded(self.rate),
-            "decode_images_per_second": _rounded(self.decode_rate),
-            "score_images_per_second": None if self.score_rate is None else _rounded(self.score_rate),
+            "images_per_second": _rounded(self.rates.overall),
+            "decode_images_per_second": _rounded(self.rates.decode),
+            "score_images_per_second": None if self.rates.score is None else _rounded(self.rates.score),
+            "cores_images_per_second": _rounded(self.rates.cores),
             "hours": _rounded(self.hours),
             "output_bytes": self.output_bytes,
             "sampled_images": self.sample.images,
@@ -101,11 +102,10 @@ class Prediction:
         )
         if not self.images:
             return
-        scorers = "" if self.score_rate is None else f"{resources.actors} scorers on {resources.device} and "
-        slower = "decoding" if self.rate == self.decode_rate else "scoring"
+        scorers = "" if self.rates.score is None else f"{resources.actors} scorers on {resources.device} and "
         yield (
-            f"about {self.rate:,.3g} images/s with {scorers}{resources.decode_tasks} decode tasks ({slower} decides): "
-            f"{_duration(self.hours)}, {_size(self.output_bytes)} of output"
+            f"about {self.rates.overall:,.3g} images/s with {scorers}{resources.decode_tasks} decode tasks "
+            f"({self.rates.decided_by} decides): {_duration(self.hours)}, {_size(self.output_bytes)} of output"
         )
 
 
@@ -171,18 +171,20 @@ def take_sample(groups: list[list[PlannedImage]], work: Work) -> Sample:
     Raises:
         StorageReadError: the archive does not answer.
     """
-    start = time.perf_counter()
+    start, cpu_before = time.perf_counter(), _cpu_seconds()
     tables = []
     for images in groups:
         if images[0].source.kind == SHARD_KIND:
             tables.append(read_shard_unit(images, work.settings.archive_options))
         else:
             tables.append(decode_unit(images, work.settings))
-    decode_seconds = time.perf_counter() - start
+    decode_seconds, decode_cpu = time.perf_counter() - start, _cpu_seconds() - cpu_before
     ready = sum(_count(table, READY) for table in tables)
-    score_seconds = 0.0
+    score_rate = None
     if tables and work.scorer is not None:
-        tables, score_seconds = _scored(tables, work)
+        scorer = work.scorer()
+        tables = [score_unit(table, scorer, min_lung_fraction=work.min_lung_fraction) for table in tables]
+        score_rate = _score_rate(work)
     part_bytes = 0
     for table in tables:
         part = finished_table(table, work.identity.kind, replace(work.footer, unit_id="sample"))
@@ -193,22 +195,34 @@ def take_sample(groups: list[list[PlannedImage]], work: Work) -> Sample:
         ready=ready,
         quarantined=sum(_count(table, QUARANTINED) for table in tables),
         decode_seconds=decode_seconds,
-        score_seconds=score_seconds,
+        decode_cpu_seconds=decode_cpu,
+        score_rate=score_rate,
         part_bytes=part_bytes,
     )
 
 
-def _scored(tables: list[pa.Table], work: Work) -> tuple[list[pa.Table], float]:
-    """Score the tables; seconds for one image, measured on whole network calls and after a first one."""
+def _score_rate(work: Work) -> float:
+    """Images per second of one of the scorers that this machine would run."""
     assert work.scorer is not None
-    scorer = work.scorer()
-    noise = np.random.default_rng(SEED).integers(0, 256, (scorer.compute_batch, ROWS, COLUMNS), np.uint8)
-    scorer.score(noise)
-    start = time.perf_counter()
-    scorer.score(noise)
-    # Units are large, so a run pads hardly any call; a small sample would pad most of its own.
-    seconds = (time.perf_counter() - start) / len(noise)
-    return [score_unit(table, scorer, min_lung_fraction=work.min_lung_fraction) for table in tables], seconds
+    resources = work.resources
+    # Of several GPUs one is measured: scorers on different ones hardly feel each other.
+    here = 1 if resources.device == CUDA else min(resources.actors, _cores_here())
+    return scoring_rate(work.scorer, here) / here
+
+
+def _cores_here() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those that it has started (decode processes live on)."""
+    this = psutil.Process()
+    found = 0.0
+    for process in (this, *this.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            found += times.user + times.system
+    return found
 
 
 def predict(
@@ -216,18 +230,22 @@ def predict(
 ) -> Prediction:
     """Carry a sample over to ``images`` and ``resources``."""
     count = max(sample.images, 1)
-    decode_rate = resources.decode_tasks * sample.images / max(sample.decode_seconds, 1e-9)
-    score_rate = None
-    if scoring:
+    score = None
+    if scoring and sample.score_rate is not None:
         # What cannot be decoded never reaches a scorer; but that a few of them cannot does not mean that none can.
         share = (sample.ready or count) / count
-        score_rate = resources.actors / max(sample.score_seconds * share, 1e-9)
+        score = sample.score_rate / share
+    rates = expected_rate(
+        resources,
+        decode_wall=sample.decode_seconds / count,
+        decode_cpu=sample.decode_cpu_seconds / count,
+        score=score,
+    )
     return Prediction(
         images=images,
         units=units,
         bytes_to_read=bytes_to_read,
-        decode_rate=decode_rate,
-        score_rate=score_rate,
+        rates=rates,
         output_bytes=int(sample.part_bytes / count * images),
         sample=sample,
     )

@@ -36,6 +36,7 @@ class Resources:
         publish_tasks: publishing tasks at a time. Each keeps a core busy with encoding whatever its logical share, and
             each more is one more process that takes 2 CPU seconds to start.
         local_cpus: logical CPUs to give a local Ray.
+        cores: of the machine, or logical CPUs of the cluster; for predictions.
     """
 
     device: str
@@ -47,6 +48,7 @@ class Resources:
     decode_tasks: int
     publish_tasks: int
     local_cpus: int
+    cores: float
     min_actors: int | None = None
 
 
@@ -87,6 +89,7 @@ def share(
             decode_tasks=tasks,
             publish_tasks=publish_tasks,
             local_cpus=local_cpus,
+            cores=cpus,
         )
     # Decoding a film costs a twentieth of scoring it on a CPU; one CPU in nine is plenty for reading.
     reading = 0 if local else max(1, math.ceil(cpus / 9))
@@ -123,6 +126,7 @@ def share(
         # One more than are used: Ray Data keeps CPUs back for each stage, and without it lets only one unit of a
         # machine of two cores be read at a time, so that a slow one holds up all others.
         local_cpus=wanted + math.ceil(free + spare) + 1,
+        cores=cpus,
         min_actors=min_actors,
     )
 
@@ -140,6 +144,13 @@ def bytes_in_flight(largest_unit: int, resources: Resources) -> int:
     """
     units = 3 * resources.decode_tasks + 2 * resources.actors
     return max(_LEAST_IN_FLIGHT, 2 * units * largest_unit * _IMAGE_BYTES)
+
+
+def local_gpus() -> int:
+    """GPUs that torch can use here."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def device_model(device: str, engine: str | None = None) -> str:

@@ -15,7 +15,7 @@ from cxr_ray.pipeline.identity import KIND_SCORES, Identity, check_identity
 from cxr_ray.pipeline.job import Job, open_job, preprocessing_id, report_end
 from cxr_ray.pipeline.options import ScoreOptions
 from cxr_ray.pipeline.parts import PartFooter
-from cxr_ray.pipeline.resources import Resources, share
+from cxr_ray.pipeline.resources import Resources, local_gpus, share
 from cxr_ray.pipeline.score_table import SCORE_SCHEMA_VERSION
 from cxr_ray.pipeline.screening import Screening, Work
 from cxr_ray.weights import Bundle, bundle_from_bytes, bundle_to_bytes, load_bundle
@@ -67,7 +67,7 @@ def run_score(options: ScoreOptions, scorer: Callable[[], Any] | None = None) ->
             f"mask_style={options.mask_style} is not in the bundle; it has {', '.join(bundle.meta.mask_styles)}"
         )
     job = open_job(options, KIND_SCORES)
-    with cluster.machines(options.ray_address, dry_run=options.dry_run, gpus=_local_gpus()) as machines:
+    with cluster.machines(options.ray_address, dry_run=options.dry_run, gpus=local_gpus()) as machines:
         resources = share(
             cpus=machines.cpus,
             gpus=machines.gpus,
@@ -241,9 +241,3 @@ def score_footer(
         compute_batch=shape["compute_batch"],
         threads=shape["threads"],
     )
-
-
-def _local_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
