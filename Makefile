@@ -16,7 +16,8 @@ ARCHIVE ?=
 OUTPUT ?= out/scores
 WEIGHTS ?=
 OPTIONS ?=
-PYTEST_ARGS ?=
+# Two files at a time, in the order of their names: the end-to-end part waits half of its time, and comes first.
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

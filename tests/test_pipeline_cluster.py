@@ -14,7 +14,6 @@ from cxr_ray.archives.storage import open_storage
 from cxr_ray.errors import RunFailed
 from cxr_ray.pipeline.cluster import (
     NodeExpectation,
-    _environment,
     _free_of_the_jobs,
     check_node,
     object_store_bytes,
@@ -70,15 +69,6 @@ def test_the_jobs_own_variables_are_left_to_it(monkeypatch: pytest.MonkeyPatch) 
         "RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "2"}}}'
     )
     assert _free_of_the_jobs({"OMP_NUM_THREADS": "1", "B": "2"}) == {"B": "2"}
-
-
-def test_the_drivers_environment_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KEPT", "before")
-    monkeypatch.delenv("FRESH", raising=False)
-    with _environment({"KEPT": "during", "FRESH": "x"}):
-        assert os.environ["KEPT"] == "during"
-    assert os.environ["KEPT"] == "before"
-    assert "FRESH" not in os.environ
 
 
 def test_a_local_object_store_has_room_for_what_is_in_flight() -> None:

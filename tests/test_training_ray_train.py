@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from end_to_end.chaos import nightly
 from fake_member import ENTRY, settings, starts, weight_of
 
 from cxr_ray.archives.storage import open_storage
@@ -18,6 +19,9 @@ from training.parallel.noticeboard import Noticeboard
 from training.parallel.ray_train import run_members
 
 
+@pytest.mark.skipif(
+    not nightly(), reason="part of the nightly form; end_to_end/test_train_resume.py kills a job"
+)
 def test_a_killed_worker_resumes_and_nan_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(entry for entry in sys.path if entry))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

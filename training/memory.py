@@ -16,3 +16,9 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_MMAP_THRESHOLD, _NEVER)
         libc.mallopt(_TRIM_THRESHOLD, _NEVER)
+
+
+def release_freed_memory() -> None:
+    """Hand back once what has been kept."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -15,6 +15,7 @@ import safetensors.numpy
 from s3_server import S3Server
 from training_run import make_material
 
+from end_to_end.chaos import nightly
 from end_to_end.commands import run_command, started, wait_until
 
 pytestmark = pytest.mark.timeout(1800)
@@ -112,6 +113,9 @@ def test_a_killed_worker_and_a_killed_driver_change_no_bit(
     assert s3_server.storage_options["secret"] not in everything
 
 
+@pytest.mark.skipif(
+    not nightly(), reason="part of the nightly form; test_training_loop.py has it without Ray"
+)
 def test_two_workers_learn_what_one_learns(command: Command, undisturbed: Path, tmp_path: Path) -> None:
     with started(command(tmp_path / "out", "ray", "execution.workers=2")) as process:
         wait_until(lambda: len(workers(process)) == 2, process, PATIENCE)
