@@ -47,100 +47,149 @@ struct Frame {
     float *activated;         // [RING][GROUPS][padded][LANES]
     float *middle[BRANCHES];  // [RING][FILTER_GROUPS][padded][LANES]
     const float *zeros;       // as one row of ``activated``
-    float *scratch;           // [columns * CHANNELS]
+    float *scratch;           // [STRIP][columns * CHANNELS]
 
     long group() const { return (long)columns * LANES; }
     long padded_group() const { return (long)padded * LANES; }
     float *row(int y) const { return x + y * GROUPS * group(); }
     float *activated_row(int y) const { return activated + y % RING * GROUPS * padded_group(); }
+    float *scratch_row(int row) const { return scratch + row * GROUPS * group(); }
     float *middle_row(int q, int y) const { return middle[q] + y % RING * FILTER_GROUPS * padded_group(); }
 };
 
-// PIXELS outputs of a depthwise convolution; rows[ky] points at the first tap of kernel row ky.
-template <int K, int D>
-INLINE void depthwise(const float *const *rows, long offset, const float *weights, float *out, int step) {
-    Vector sums[PIXELS];
-    UNROLL for (int i = 0; i < PIXELS; i++) sums[i] = (Vector){};
-    for (int ky = 0; ky < K; ky++, weights += K * LANES) {
-        const float *in = rows[ky] + offset;
-        UNROLL for (int kx = 0; kx < K; kx++) {
-            Vector weight = load(weights + kx * LANES);
-            UNROLL for (int i = 0; i < PIXELS; i++) sums[i] += weight * load(in + (kx * D + i) * LANES);
+// One input row of a depthwise convolution into the outputs of rows FIRST to LAST, for which it is kernel row ky - row.
+template <int K, int D, int FIRST, int LAST, int WIDE>
+INLINE void add_row(const float *in, const float *weights, int ky, Vector (*sums)[WIDE]) {
+    UNROLL for (int kx = 0; kx < K; kx++) {
+        Vector weight[LAST + 1];
+        UNROLL for (int r = FIRST; r <= LAST; r++) weight[r] = load(weights + ((ky - r) * K + kx) * LANES);
+        UNROLL for (int i = 0; i < WIDE; i++) {
+            Vector value = load(in + (kx * D + i) * LANES);
+            UNROLL for (int r = FIRST; r <= LAST; r++) sums[r][i] += weight[r] * value;
         }
     }
-    UNROLL for (int i = 0; i < PIXELS; i++) store(out + i * step, sums[i]);
 }
 
-template <int K, int D>
-KEPT_APART void depthwise_row(const float *const *rows, int columns, const float *weights, float *out, int step) {
-    for (long x = 0; x < columns; x += PIXELS) depthwise<K, D>(rows, x * LANES, weights, out + x * step, step);
+// ROWS x WIDE outputs of a depthwise convolution, in one row or in two that are D apart, which share most of the rows
+// they read. rows[ky] points at the first tap of kernel row ky of the first of them.
+template <int K, int D, int ROWS>
+INLINE void depthwise(const float *const *rows, long offset, const float *weights, float *const *out, long at,
+                      int step) {
+    constexpr int WIDE = PIXELS / ROWS;
+    Vector sums[ROWS][WIDE];
+    UNROLL for (int r = 0; r < ROWS; r++)
+        UNROLL for (int i = 0; i < WIDE; i++) sums[r][i] = (Vector){};
+    if (ROWS == 2) add_row<K, D, 0, 0>(rows[0] + offset, weights, 0, sums);
+    for (int ky = ROWS - 1; ky < K; ky++) add_row<K, D, 0, ROWS - 1>(rows[ky] + offset, weights, ky, sums);
+    if (ROWS == 2) add_row<K, D, ROWS - 1, ROWS - 1>(rows[K] + offset, weights, K, sums);
+    UNROLL for (int r = 0; r < ROWS; r++)
+        UNROLL for (int i = 0; i < WIDE; i++) store(out[r] + at + i * step, sums[r][i]);
 }
 
-// sums += in x matrix for PIXELS pixels, ``step`` floats apart.
-INLINE void multiply(const float *in, int step, const float *matrix, int inputs, Vector *sums) {
-    for (int c = 0; c < inputs; c++) {
-        Vector weight = load(matrix + c * LANES);
-        UNROLL for (int i = 0; i < PIXELS; i++) sums[i] += weight * in[i * step + c];
+template <int K, int D, int ROWS>
+KEPT_APART void depthwise_rows(const float *const *rows, int columns, const float *weights, float *const *out,
+                               int step) {
+    for (long x = 0; x < columns; x += PIXELS / ROWS)
+        depthwise<K, D, ROWS>(rows, x * LANES, weights, out, x * step, step);
+}
+
+// Rows [top, end) two by two, D apart; those without a partner alone.
+template <int D, typename Two, typename One>
+INLINE void in_pairs(int top, int end, Two two, One one) {
+    for (int y = top; y < end; y++) {
+        bool upper = (y - top) % (2 * D) < D;
+        if (upper && y + D < end)
+            two(y);
+        else if (upper)
+            one(y);
     }
 }
 
-// Where the taps of output row y begin, in rows that ``row(y)`` finds.
-template <int K, int D, typename Row>
+// sums += in x matrix for PIXELS pixels, STEP floats apart.
+template <int INPUTS, int STEP>
+INLINE void multiply(const float *in, const float *matrix, Vector *sums) {
+    for (int c = 0; c < INPUTS; c++) {
+        Vector weight = load(matrix + c * LANES);
+        UNROLL for (int i = 0; i < PIXELS; i++) sums[i] += weight * in[i * STEP + c];
+    }
+}
+
+// Where the taps of output rows y, y + D... begin, in rows that ``row(y)`` finds.
+template <int K, int D, int ROWS, typename Row>
 INLINE void find_taps(const Frame &frame, Row row, int y, const float **rows) {
     constexpr int reach = D * (K - 1) / 2;
-    for (int ky = 0; ky < K; ky++) {
+    for (int ky = 0; ky < K + ROWS - 1; ky++) {
         int at = y - reach + ky * D;
         rows[ky] = (at >= 0 && at < frame.rows ? row(at) : frame.zeros) + (PAD - reach) * LANES;
     }
 }
 
-KEPT_APART void first_matrix_row(const Frame &frame, const Branch &branch, float *out) {
+KEPT_APART void first_matrix_row(const Frame &frame, const Branch &branch, const float *in, float *out) {
     for (int f = 0; f < FILTER_GROUPS; f++, out += frame.padded_group()) {
         Vector bias = load(branch.first_bias + f * LANES);
         for (long x = 0; x < frame.columns; x += PIXELS) {
             Vector sums[PIXELS];
             UNROLL for (int i = 0; i < PIXELS; i++) sums[i] = bias;
-            multiply(frame.scratch + x * CHANNELS, CHANNELS, branch.first_matrix + f * CHANNELS * LANES, CHANNELS, sums);
+            multiply<CHANNELS, CHANNELS>(in + x * CHANNELS, branch.first_matrix + f * CHANNELS * LANES, sums);
             UNROLL for (int i = 0; i < PIXELS; i++) store(out + (PAD + x + i) * LANES, leaky(sums[i]));
         }
     }
 }
 
-// Row y of branch q up to the activation between its two separable convolutions.
-template <int K, int D>
+// Rows y, y + D... of branch q up to the activation between its two separable convolutions.
+template <int K, int D, int ROWS>
 void first_half(const Frame &frame, const Block &block, int q, int y) {
     const Branch &branch = block.branches[q];
-    const float *rows[K];
-    find_taps<K, D>(frame, [&](int at) { return frame.activated_row(at); }, y, rows);
+    const float *rows[K + ROWS - 1];
+    float *out[ROWS];
+    for (int r = 0; r < ROWS; r++) out[r] = frame.scratch_row(r);
+    find_taps<K, D, ROWS>(frame, [&](int at) { return frame.activated_row(at); }, y, rows);
     for (int g = 0; g < GROUPS; g++) {
-        const float *weights = branch.first_depthwise + g * K * K * LANES;
-        depthwise_row<K, D>(rows, frame.columns, weights, frame.scratch + g * LANES, CHANNELS);
-        for (int ky = 0; ky < K; ky++) rows[ky] += frame.padded_group();
+        depthwise_rows<K, D, ROWS>(rows, frame.columns, branch.first_depthwise + g * K * K * LANES, out, CHANNELS);
+        for (const float *&row : rows) row += frame.padded_group();
+        for (float *&row : out) row += LANES;
     }
-    first_matrix_row(frame, branch, frame.middle_row(q, y));
+    for (int r = 0; r < ROWS; r++)
+        first_matrix_row(frame, branch, frame.scratch_row(r), frame.middle_row(q, y + r * D));
 }
 
-// Row y of branch q's second depthwise convolution, [columns][FILTERS], into the branch's part of the scratch.
 template <int K, int D>
-void second_depthwise(const Frame &frame, const Block &block, int q, int y) {
-    const float *rows[K];
-    find_taps<K, D>(frame, [&](int at) { return frame.middle_row(q, at); }, y, rows);
+void first_halves(const Frame &frame, const Block &block, int q, int top, int end) {
+    in_pairs<D>(
+        top, end, [&](int y) { first_half<K, D, 2>(frame, block, q, y); },
+        [&](int y) { first_half<K, D, 1>(frame, block, q, y); });
+}
+
+// Rows y, y + D... of branch q's second depthwise convolution, [columns][FILTERS], into its part of scratch rows.
+template <int K, int D, int ROWS>
+void second_depthwise(const Frame &frame, const Block &block, int q, int top, int y) {
+    const float *rows[K + ROWS - 1];
+    float *out[ROWS];
+    for (int r = 0; r < ROWS; r++) out[r] = frame.scratch_row(y + r * D - top) + (long)q * frame.columns * FILTERS;
+    find_taps<K, D, ROWS>(frame, [&](int at) { return frame.middle_row(q, at); }, y, rows);
     for (int f = 0; f < FILTER_GROUPS; f++) {
         const float *weights = block.branches[q].second_depthwise + f * K * K * LANES;
-        float *out = frame.scratch + (long)q * frame.columns * FILTERS + f * LANES;
-        depthwise_row<K, D>(rows, frame.columns, weights, out, FILTERS);
-        for (int ky = 0; ky < K; ky++) rows[ky] += frame.padded_group();
+        depthwise_rows<K, D, ROWS>(rows, frame.columns, weights, out, FILTERS);
+        for (const float *&row : rows) row += frame.padded_group();
+        for (float *&row : out) row += LANES;
     }
 }
 
-// Row y of a block's output, over its input. ``plane``: the row of a one-channel input, or null.
-KEPT_APART void finish_row(const Frame &frame, const Block &block, const float *plane, int y) {
-    int inputs = plane ? 1 : CHANNELS;
+template <int K, int D>
+void second_depthwises(const Frame &frame, const Block &block, int q, int top, int end) {
+    in_pairs<D>(
+        top, end, [&](int y) { second_depthwise<K, D, 2>(frame, block, q, top, y); },
+        [&](int y) { second_depthwise<K, D, 1>(frame, block, q, top, y); });
+}
+
+// Row y of a block's output, over its input of INPUTS channels. ``plane``: the row of a one-channel input.
+template <int INPUTS>
+KEPT_APART void finish_row(const Frame &frame, const Block &block, const float *plane, const float *scratch, int y) {
     float *row = frame.row(y);
     alignas(64) float copy[PIXELS * CHANNELS];
     for (long x = 0; x < frame.columns; x += PIXELS) {
-        const float *in = plane ? plane + x : copy;
-        if (!plane)
+        const float *in = INPUTS == 1 ? plane + x : copy;
+        if (INPUTS == CHANNELS)
             for (int g = 0; g < GROUPS; g++)
                 UNROLL for (int i = 0; i < PIXELS; i++)
                     store(copy + i * CHANNELS + g * LANES, load(row + g * frame.group() + (x + i) * LANES));
@@ -148,19 +197,29 @@ KEPT_APART void finish_row(const Frame &frame, const Block &block, const float *
             int q = g / FILTER_GROUPS;
             Vector sums[PIXELS], bias = load(block.bias + g * LANES);
             UNROLL for (int i = 0; i < PIXELS; i++) sums[i] = bias;
-            multiply(in, inputs, block.shortcut + g * inputs * LANES, inputs, sums);
-            multiply(frame.scratch + ((long)q * frame.columns + x) * FILTERS, FILTERS,
-                     block.branches[q].second_matrix + g % FILTER_GROUPS * FILTERS * LANES, FILTERS, sums);
+            multiply<INPUTS, INPUTS>(in, block.shortcut + g * INPUTS * LANES, sums);
+            multiply<FILTERS, FILTERS>(scratch + ((long)q * frame.columns + x) * FILTERS,
+                                       block.branches[q].second_matrix + g % FILTER_GROUPS * FILTERS * LANES, sums);
             UNROLL for (int i = 0; i < PIXELS; i++) store(row + g * frame.group() + (x + i) * LANES, sums[i]);
         }
     }
 }
 
-void second_half(const Frame &frame, const Block &block, const float *plane, int y) {
-    second_depthwise<3, 1>(frame, block, 0, y);
-    second_depthwise<5, 3>(frame, block, 1, y);
-    second_depthwise<7, 5>(frame, block, 2, y);
-    finish_row(frame, block, plane, y);
+// Rows [top, end) of a block's output. ``plane``: of a one-channel input, with its padding, or null.
+void second_half(const Frame &frame, const Block &block, const float *plane, int top, int end) {
+    for (int next; top < end; top = next) {
+        next = top + STRIP < end ? top + STRIP : end;
+        second_depthwises<3, 1>(frame, block, 0, top, next);
+        second_depthwises<5, 3>(frame, block, 1, top, next);
+        second_depthwises<7, 5>(frame, block, 2, top, next);
+        for (int y = top; y < next; y++) {
+            const float *scratch = frame.scratch_row(y - top);
+            if (plane)
+                finish_row<1>(frame, block, plane + (long)(y + PAD) * frame.padded + PAD, scratch, y);
+            else
+                finish_row<CHANNELS>(frame, block, nullptr, scratch, y);
+        }
+    }
 }
 
 KEPT_APART void activate_row(const Frame &frame, const Block &block, int y) {
@@ -178,12 +237,15 @@ void run_block(const Frame &frame, const Block &block) {
         int end = top + STRIP < frame.rows ? top + STRIP : frame.rows;
         int ahead = end + PAD < frame.rows ? end + PAD : frame.rows;
         for (; activated < ahead; activated++) activate_row(frame, block, activated);
-        for (int y = top; y < end; y++) first_half<3, 1>(frame, block, 0, y);
-        for (int y = top; y < end; y++) first_half<5, 3>(frame, block, 1, y);
-        for (int y = top; y < end; y++) first_half<7, 5>(frame, block, 2, y);
+        first_halves<3, 1>(frame, block, 0, top, end);
+        first_halves<5, 3>(frame, block, 1, top, end);
+        first_halves<7, 5>(frame, block, 2, top, end);
         // A finished row replaces its input, which nothing needs any more: it was activated already.
         int ready = end == frame.rows ? end : end - PAD;
-        for (; finished < ready; finished++) second_half(frame, block, nullptr, finished);
+        if (finished < ready) {
+            second_half(frame, block, nullptr, finished, ready);
+            finished = ready;
+        }
     }
 }
 
@@ -218,8 +280,10 @@ void run_stem(const Frame &frame, const Block &block, const float *plane) {
             stem_first_half<7, 5>(frame, block, 2, plane, y);
         }
         int ready = end == frame.rows ? end : end - PAD;
-        for (; finished < ready; finished++)
-            second_half(frame, block, plane + (long)(finished + PAD) * frame.padded + PAD, finished);
+        if (finished < ready) {
+            second_half(frame, block, plane, finished, ready);
+            finished = ready;
+        }
     }
 }
 
@@ -258,7 +322,7 @@ int fused_pixels() { return PIXELS; }
 long fused_workspace(int rows, int columns) {
     long padded = columns + 2 * PAD;
     return (long)rows * columns * CHANNELS + 2L * RING * padded * CHANNELS + padded * CHANNELS +
-           (long)columns * CHANNELS + to_vectors((rows + 2 * PAD) * padded);
+           (long)STRIP * columns * CHANNELS + to_vectors((rows + 2 * PAD) * padded);
 }
 
 // ``pixels`` [rows][columns], 0 to 1 -> activated logits [2][rows][columns]. ``weights``, aligned to 64 bytes, is
@@ -271,7 +335,7 @@ void fused_segment(const float *pixels, int rows, int columns, const float *weig
     frame.activated = take((long)RING * frame.padded * CHANNELS);
     for (int q = 0; q < BRANCHES; q++) frame.middle[q] = take((long)RING * frame.padded * FILTERS);
     frame.zeros = take((long)frame.padded * CHANNELS);
-    frame.scratch = take((long)columns * CHANNELS);
+    frame.scratch = take((long)STRIP * columns * CHANNELS);
     float *plane = take((long)(rows + 2 * PAD) * frame.padded);
     for (int y = 0; y < rows; y++)
         for (int x = 0; x < columns; x++)
