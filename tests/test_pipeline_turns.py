@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from unittest.mock import MagicMock
 
 import pytest
+import ray
 
 from cxr_ray.pipeline.turns import Casualties, Turns
 
@@ -51,3 +53,20 @@ def test_a_suspect_waits_for_those_less_suspect_and_for_nobody_else(monkeypatch:
     for thread in threads:
         thread.join(20)
     assert order == ["innocent", "once", "killer", "late"]
+
+
+def test_a_record_that_is_away_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def no_answer(call: object, timeout: float) -> None:
+        asked.append(call)
+        raise ray.exceptions.GetTimeoutError
+
+    board = MagicMock()
+    monkeypatch.setattr(ray, "get", no_answer)
+    monkeypatch.setattr(ray, "get_runtime_context", MagicMock())
+    turns = Turns(board)
+    for unit_id in ("u0", "u1"):
+        with turns.presence(unit_id), turns.turn(unit_id):
+            pass
+    assert len(asked) == 1

@@ -19,8 +19,9 @@ import ray
 #: Seconds in which the units of an actor that died come back to it, and in which a finished one has left it.
 PAUSE = 1.0
 
-#: Seconds that the record may take to answer; an actor goes on without it.
-_PATIENCE = 10.0
+#: Seconds that the record may take to answer, and for which an actor goes on without it where it does not.
+_PATIENCE = 5.0
+_WITHOUT = 60.0
 
 
 class Casualties:
@@ -56,6 +57,7 @@ class Turns:
 
     def __init__(self, board: Any = None, *, pause: float = PAUSE) -> None:
         self._board, self._pause = board, pause
+        self._without_until = 0.0
         self._actor = ray.get_runtime_context().get_actor_id() if board is not None else None
         self._deaths: Mapping[str, int] = self._ask("arrive") or {}
         self._scorer = threading.Lock()
@@ -98,10 +100,12 @@ class Turns:
 
     def _ask(self, method: str, *arguments: str) -> Any:
         """The record's answer: it must have the unit before the scorer has it."""
-        if self._board is None:
+        if self._board is None or time.monotonic() < self._without_until:
             return None
         try:
             call = getattr(self._board, method).remote(self._actor, *arguments)
             return ray.get(call, timeout=_PATIENCE)
         except (ray.exceptions.RayError, TimeoutError):
-            return None  # the record is away or slow: a death may then cost a neighbour one of its tries
+            # The record is away or slow: meanwhile a death may cost a neighbour one of its tries.
+            self._without_until = time.monotonic() + _WITHOUT
+            return None
