@@ -83,7 +83,7 @@ def test_it_is_the_segmenter(count: int, rows: int, columns: int, blocks: int, p
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 4e-3), (torch.bfloat16, 4e-2)])
 def test_with_sixteen_bits_it_is_nearly_the_segmenter(dtype: torch.dtype, limit: float) -> None:
-    """The limits are three times what was seen in the interpreter."""
+    """The limits are three times what was seen in the interpreter, which cuts bfloat16 off where a GPU rounds it."""
     plain, x = segmenter(3), frames(1, 17, 23)
     found = apart(GpuSegmenter(plain, dtype=dtype, pixels=512)(x), plain(x))
     assert limit / 100 < found < limit

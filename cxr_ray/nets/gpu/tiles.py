@@ -14,8 +14,8 @@ FILTERS = tl.constexpr(16)
 SLOPE = tl.constexpr(0.1)
 ROWS = tl.constexpr(4)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-"""Then products of bfloat16 are taken in float32, where they are the same: the interpreter would take their bits for
-whole numbers."""
+"""Then bfloat16 is multiplied as float32, with the same products: the interpreter would take its bits for whole
+numbers."""
 
 
 @triton.jit
