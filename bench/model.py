@@ -3,11 +3,11 @@
     python bench/model.py [--weights default] [--forms eager torch fused] [--processes 2] [--seconds 20] [--rounds 3]
     python bench/model.py --device cuda [--batch 64]
 
-Every form runs the same nets: ``eager`` as they are defined, ``torch`` folded and in strips, ``fused`` compiled. On a
-CPU ``--processes`` processes of one thread each score side by side, as the pipeline runs them; forms take turns, round
-by round, so that a machine whose speed drifts is fair to all. Prints images/s, ratios, CPU and memory; then
-milliseconds per stage in one process; then the floor: arithmetic and traffic of the nets, and this machine's measured
-best at both.
+Every form runs the same nets: ``eager`` as they are defined, ``torch`` folded and in strips, ``fused`` compiled (on
+a GPU: Module 1 as Triton kernels). On a CPU ``--processes`` processes of one thread each score side by side, as the
+pipeline runs them; forms take turns, round by round, so that a machine whose speed drifts is fair to all. Prints
+images/s, ratios, CPU and memory; then milliseconds per stage in one process; then the floor: arithmetic and traffic of
+the nets, and this machine's measured best at both.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from cxr_ray.pipeline.scorer_process import WORKER_ENVIRONMENT
 from cxr_ray.preprocess import COLUMNS, ROWS
 
 FORMS = ("eager", "torch", "fused")
+ENGINES = {"cpu": "fused", "cuda": "triton"}
+"""What ``fused`` must turn out to be."""
 DIFFERENT_IMAGES = 16
 
 
@@ -40,8 +42,10 @@ def make_scorer(form: str, weights: str, device: str, batch: int | None) -> Any:
 
     bundle = load_bundle(weights)
     scorer = Scorer(bundle, device=device, compute_batch=batch, fused=form == "fused")
-    if form == "fused" and device == "cpu" and scorer.engine != "fused":
-        raise SystemExit("no compiled kernels here: install with a C++ compiler, or leave out --forms fused")
+    if form == "fused" and scorer.engine != ENGINES[scorer.device.type]:
+        raise SystemExit(
+            f"no {ENGINES[scorer.device.type]} kernels here (README, installation); name other --forms"
+        )
     if form == "eager":
         scorer._network = network_of(bundle, mask_style=scorer.mask_style).to(device)
     return scorer
@@ -210,7 +214,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if any(os.environ.get(name) != value for name, value in WORKER_ENVIRONMENT.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | WORKER_ENVIRONMENT)
-    arguments.forms = arguments.forms or (FORMS if arguments.device == "cpu" else FORMS[:2])
+    arguments.forms = arguments.forms or FORMS
     arguments.processes = arguments.processes or (2 if arguments.device == "cpu" else 1)
     throughput(arguments)
     stages(arguments)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar, get_args
@@ -24,6 +25,7 @@ from cxr_ray.nets.folding import fold_blocks, free_scratch
 from cxr_ray.nets.fused.library import find_library
 from cxr_ray.nets.fused.network import fuse
 from cxr_ray.nets.gate import pool_mask
+from cxr_ray.nets.gpu.network import accelerate, has_triton
 from cxr_ray.nets.heat_maps import evidence
 from cxr_ray.nets.network import Activations, Network
 from cxr_ray.nets.path import Variant
@@ -88,11 +90,12 @@ class Scorer:
         threads: torch threads of this *process* (they are a global setting); None takes ``DEFAULT_THREADS``.
         mask_style: segmenter to use; None takes the one that the paths were trained with, as you should.
         quantise_mask: round the lung probability to 8 bits, as the published flow does.
-        fused: on a CPU, use the compiled form of both modules where it was built. It agrees with torch's within 1e-5.
+        fused: on a CPU, use the compiled form of both modules where it was built; on a GPU, Triton kernels for
+            Module 1 where triton is installed and they pass a check here and now. They agree with torch's within 1e-5.
 
     Attributes:
-        engine: ``fused`` where that form is in use, else ``torch``. Together with the device model it bounds
-            bit-for-bit equality.
+        engine: ``fused`` or ``triton`` where that form is in use, else ``torch``. Together with the device model it
+            bounds bit-for-bit equality.
         micro_batch: images per network call now: ``compute_batch`` on a GPU, less after it ran out of memory (for
             good, since a size that did not fit once would fail again and again); one on a CPU. Values of different
             sizes agree within 1e-5.
@@ -149,6 +152,8 @@ class Scorer:
         if library is not None and meta.columns % library.pixels == 0:
             self.engine = "fused"
             fuse(network, library)
+        elif fused and self.device.type == "cuda":
+            self.engine = _gpu_engine(network.to(self.device), (meta.rows, meta.columns))
         fold_blocks(network)
         self._network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -297,6 +302,18 @@ def ensemble_of(bundle: Bundle) -> Ensemble:
         path.load_state_dict(dict(state))
     ensemble.eval().requires_grad_(False)
     return ensemble
+
+
+def _gpu_engine(network: Network, frame: tuple[int, int]) -> str:
+    """The form of Module 1 that a network on a GPU will run, which it is given; a warning where it is torch's though
+    triton is there."""
+    if not has_triton():
+        return "torch"
+    failure = accelerate(network, frame)
+    if failure is None:
+        return "triton"
+    warnings.warn(f"Module 1 stays with torch's own kernels: {failure}", RuntimeWarning, stacklevel=3)
+    return "torch"
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

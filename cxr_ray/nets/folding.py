@@ -41,10 +41,11 @@ class Scratch:
 
 
 def free_scratch(network: nn.Module) -> None:
-    """Let go of the buffers of a folded network, such as those of a batch size that is not used any more."""
+    """Let go of the buffers of a network, such as those of a batch size that is not used any more."""
     for module in network.modules():
-        if isinstance(module, FoldedBranch):
-            module.scratch.clear()
+        scratch = getattr(module, "scratch", None)
+        if isinstance(scratch, Scratch):
+            scratch.clear()
 
 
 def strip_rows(x_BCHW: Tensor) -> int:
