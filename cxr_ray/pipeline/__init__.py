@@ -1,4 +1,5 @@
 """The screening pipeline: plan, units, stages, exactly-once publication.
 
-Only ``stream``, ``cluster`` and ``progress`` of this room import Ray; everything else runs without it.
+What runs the graph imports Ray (``cluster``, ``rounds``, ``stream``, ``stages`` and what they keep and watch);
+plan, units, parts and publication run without it.
 """

@@ -8,7 +8,6 @@ images and the resources at hand. Nothing is written.
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import time
 from collections.abc import Iterable, Iterator
@@ -202,16 +201,12 @@ def take_sample(groups: list[list[PlannedImage]], work: Work) -> Sample:
 
 
 def _score_rate(work: Work) -> float:
-    """Images per second of one of the scorers that this machine would run."""
+    """Images per second of one of the scorers that this machine, the one of a dry run, would run."""
     assert work.scorer is not None
     resources = work.resources
     # Of several GPUs one is measured: scorers on different ones hardly feel each other.
-    here = 1 if resources.device == CUDA else min(resources.actors, _cores_here())
+    here = 1 if resources.device == CUDA else max(1, min(resources.actors, int(resources.cores)))
     return scoring_rate(work.scorer, here) / here
-
-
-def _cores_here() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_seconds() -> float:
