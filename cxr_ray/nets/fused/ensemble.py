@@ -9,8 +9,9 @@ from cxr_ray.nets.attention import RowAttention, attend
 from cxr_ray.nets.ensemble import Ensemble, path_inputs
 from cxr_ray.nets.folding import fold
 from cxr_ray.nets.fused.library import Library
-from cxr_ray.nets.fused.packing import aligned, packed, pointer, scale_and_shift
+from cxr_ray.nets.fused.packing import packed, pointer, scale_and_shift, workspace
 from cxr_ray.nets.fused.scattering import FusedScattering, able
+from cxr_ray.nets.gate import pool_mask
 from cxr_ray.nets.layers import BatchNorm, Branch, ResidualBlock
 from cxr_ray.nets.path import (
     PATH_BRANCHES,
@@ -55,15 +56,19 @@ class FusedEnsemble(nn.Module):
 
     def inputs(self, x_BHW: Tensor, mask_BHW: Tensor) -> Tensor:
         """As ``Ensemble.inputs``."""
-        return path_inputs(self.scattering, x_BHW, mask_BHW)
+        if not isinstance(self.scattering, FusedScattering):
+            return path_inputs(self.scattering, x_BHW, mask_BHW)
+        inputs_B50hw = self.scattering(x_BHW, spare=1)
+        inputs_B50hw[:, SCATTERING_CHANNELS] = pool_mask(mask_BHW)
+        return inputs_B50hw
 
     def forward(self, x_B50hw: Tensor, variant: Variant | None = None) -> Tensor:
         """As ``Ensemble.forward``."""
         m0_Bhw = x_B50hw[:, SCATTERING_CHANNELS]
         m1_Bhw = (m0_Bhw > self.mask_threshold).to(x_B50hw.dtype)
         if self.lung_gate:
-            scattering = x_B50hw[:, :SCATTERING_CHANNELS] * m1_Bhw.unsqueeze(1)
-            x_B50hw = torch.cat((scattering, m0_Bhw.unsqueeze(1)), dim=1)
+            x_B50hw = x_B50hw * m1_Bhw.unsqueeze(1)
+            x_B50hw[:, SCATTERING_CHANNELS] = m0_Bhw
         a0_Bhw = x_B50hw[:, 0]
         rows = self.rows(a0_Bhw, m1_Bhw, m0_Bhw)
         columns = self.columns(a0_Bhw.mT, m1_Bhw.mT, m0_Bhw.mT).mT
@@ -74,7 +79,7 @@ class FusedEnsemble(nn.Module):
 
     def _trunks(self, x_B50hw: Tensor, attention_KBhw: Tensor) -> Tensor:
         B, _, h, w = x_B50hw.shape
-        workspace = self._workspace_for(h, w)
+        scratch = self._workspace_for(h, w)
         maps_BKChw = x_B50hw.new_empty(B, len(self.weights), self.classes, h, w)
         for image in range(B):
             for path, weights in enumerate(self.weights):
@@ -86,7 +91,7 @@ class FusedEnsemble(nn.Module):
                     TRUNK_CHANNELS,
                     self.classes,
                     pointer(weights),
-                    pointer(workspace),
+                    pointer(scratch),
                     pointer(maps_BKChw[image, path]),
                 )
         return maps_BKChw
@@ -94,7 +99,7 @@ class FusedEnsemble(nn.Module):
     def _workspace_for(self, h: int, w: int) -> Tensor:
         if (h, w) not in self._workspace:
             floats = self.library.functions.fused_path_workspace(h, w, TRUNK_CHANNELS)
-            self._workspace = {(h, w): aligned(torch.zeros(floats))}
+            self._workspace = {(h, w): workspace(floats)}
         return self._workspace[h, w]
 
 

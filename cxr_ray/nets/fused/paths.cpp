@@ -11,13 +11,20 @@ namespace {
 
 constexpr int LANES = FUSED_LANES;
 constexpr int BRANCHES = 3, TAPS = 9, REACH = 3;  // 3 x 3, dilation 1, 2, 3
-constexpr int CHUNK = 1024;                       // pixels whose intermediate results stay in the cache
-constexpr int VECTORS = 4;                        // of a depthwise convolution at a time
+constexpr int PAIRED = 12;                        // rows: holds whole pairs of 1, 2 or 3 rows; stays in the cache
+constexpr int VECTORS = 3;                        // of a depthwise convolution, in each of two rows at a time
 constexpr int SUMS = LANES == 16 ? 17 : 9;        // of a matrix product, in registers at a time
 constexpr int MARGIN = 32;                        // floats before and after a plane, at least a vector and REACH
 constexpr float SLOPE = 0.1f;
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
+// Held in a register: GCC would load it again for every use, which costs two loads where it crosses a cache line.
+#ifdef __AVX512F__
+#define KEEP(value) asm("" : "+v"(value))
+#else
+#define KEEP(value) asm("" : "+x"(value))
+#endif
+
 typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4)));
 
 #define INLINE static inline __attribute__((always_inline))
@@ -32,6 +39,7 @@ struct Shape {
     long pixels() const { return (long)rows * stride; }
     long begin() const { return MARGIN + REACH * stride; }  // of the first row in a plane
     long plane() const { return to_vectors(2 * MARGIN + (rows + 2 * REACH) * stride); }
+    long chunk() const { return to_vectors(PAIRED * stride + VECTORS * LANES); }
 };
 
 // One branch: depthwise weights [channel][TAPS], matrices [in][out].
@@ -51,24 +59,33 @@ struct Workspace {
     float *x, *next;   // planes of a block's input and output
     float *activated;  // planes, zero outside the frame
     float *middle;     // planes of all branches' filters, zero outside the frame
-    float *chunk;      // [channels][CHUNK], results of depthwise convolutions
+    float *chunk;      // [channels][chunk()], results of depthwise convolutions of PAIRED rows
 };
 
-// out[CHUNK] = one channel's depthwise convolution at ``count`` pixels from ``in`` on.
+// One channel's depthwise convolution at ``count`` pixels from ``in`` on. Pixels and those ``dilation`` rows below go
+// together: of the three rows that each reads, two are the same. Rows after the last may be read, and up to PAIRED rows
+// and some pixels written; what is written twice is equal, since a result depends on its place alone.
 INLINE void depthwise(const float *in, const float *weights, int dilation, int stride, long count, float *out) {
     Vector taps[TAPS];
-    long offsets[TAPS];
-    UNROLL for (int t = 0; t < TAPS; t++) {
-        taps[t] = (Vector){} + weights[t];
-        offsets[t] = dilation * ((long)(t / 3 - 1) * stride + t % 3 - 1);
-    }
-    for (long i = 0; i < count; i += VECTORS * LANES) {
-        Vector sums[VECTORS];
-        UNROLL for (int v = 0; v < VECTORS; v++) sums[v] = (Vector){};
-        UNROLL for (int t = 0; t < TAPS; t++)
-            UNROLL for (int v = 0; v < VECTORS; v++) sums[v] += taps[t] * load(in + i + v * LANES + offsets[t]);
-        UNROLL for (int v = 0; v < VECTORS; v++) store(out + i + v * LANES, sums[v]);
-    }
+    UNROLL for (int t = 0; t < TAPS; t++) taps[t] = (Vector){} + weights[t];
+    long below = (long)dilation * stride;
+    for (long top = 0; top < count; top += 2 * below)
+        for (long i = top; i < top + below; i += VECTORS * LANES) {
+            Vector sums[2][VECTORS];
+            UNROLL for (int v = 0; v < VECTORS; v++) sums[0][v] = sums[1][v] = (Vector){};
+            UNROLL for (int r = 0; r < 4; r++)
+                UNROLL for (int t = 0; t < 3; t++)
+                    UNROLL for (int v = 0; v < VECTORS; v++) {
+                        Vector value = load(in + i + v * LANES + (r - 1) * below + (t - 1) * dilation);
+                        KEEP(value);
+                        if (r < 3) sums[0][v] += taps[r * 3 + t] * value;
+                        if (r > 0) sums[1][v] += taps[(r - 1) * 3 + t] * value;
+                    }
+            UNROLL for (int v = 0; v < VECTORS; v++) {
+                store(out + i + v * LANES, sums[0][v]);
+                store(out + below + i + v * LANES, sums[1][v]);
+            }
+        }
 }
 
 // sums += matrix of ``inputs`` channels, ``step`` floats apart, for one vector of pixels; OUT of ``width`` outputs.
@@ -82,19 +99,20 @@ INLINE void multiply(const float *in, long step, const float *matrix, int inputs
 
 // Up to the activation between the two separable convolutions, filters [from, from + OUT) of a branch.
 template <int OUT>
-void first_matrix(const Branch &branch, const Block &block, const float *chunk, long count, int from, float *out,
-                  long plane) {
+void first_matrix(const Branch &branch, const Block &block, const float *chunk, long step, long count, int from,
+                  float *out, long plane) {
     for (long i = 0; i < count; i += LANES) {
         Vector sums[OUT];
         UNROLL for (int f = 0; f < OUT; f++) sums[f] = (Vector){} + branch.first_bias[from + f];
-        multiply<OUT>(chunk + i, CHUNK, branch.first_matrix + from, block.inputs, block.filters, sums);
+        multiply<OUT>(chunk + i, step, branch.first_matrix + from, block.inputs, block.filters, sums);
         UNROLL for (int f = 0; f < OUT; f++) store(out + (from + f) * plane + i, leaky(sums[f]));
     }
 }
 
 // Outputs [from, from + OUT) of a block, where ``chunk`` holds the second depthwise convolutions of all branches.
 template <int OUT>
-void finish(const Block &block, const float *in, const float *chunk, long count, int from, float *out, long plane) {
+void finish(const Block &block, const float *in, const float *chunk, long step, long count, int from, float *out,
+            long plane) {
     for (long i = 0; i < count; i += LANES) {
         Vector sums[OUT];
         UNROLL for (int f = 0; f < OUT; f++) sums[f] = (Vector){} + block.bias[from + f];
@@ -102,7 +120,7 @@ void finish(const Block &block, const float *in, const float *chunk, long count,
         for (int q = 0; q < BRANCHES; q++) {
             int first = block.concatenates ? from - q * block.filters : from;
             if (block.concatenates && (first < 0 || first >= block.filters)) continue;
-            multiply<OUT>(chunk + (long)q * block.filters * CHUNK + i, CHUNK, block.branches[q].second_matrix + first,
+            multiply<OUT>(chunk + (long)q * block.filters * step + i, step, block.branches[q].second_matrix + first,
                           block.filters, block.filters, sums);
         }
         UNROLL for (int f = 0; f < OUT; f++) store(out + (from + f) * plane + i, sums[f]);
@@ -135,6 +153,7 @@ void clear_outside(const Shape &shape, float *planes, int channels) {
 // x <- the block's output. The workspace's chunk must hold max(inputs, BRANCHES * filters) channels.
 void run_block(const Shape &shape, const Block &block, Workspace &work, bool activates) {
     long plane = shape.plane(), begin = shape.begin(), pixels = shape.pixels();
+    long step = shape.chunk(), rows = (long)PAIRED * shape.stride;
     const float *source = work.x;
     if (activates) {
         for (int c = 0; c < block.inputs; c++) {
@@ -149,33 +168,33 @@ void run_block(const Shape &shape, const Block &block, Workspace &work, bool act
     for (int q = 0; q < BRANCHES; q++) {
         const Branch &branch = block.branches[q];
         float *middle = work.middle + q * block.filters * plane + begin;
-        for (long at = 0; at < pixels; at += CHUNK) {
-            long count = pixels - at < CHUNK ? pixels - at : CHUNK;
+        for (long at = 0; at < pixels; at += rows) {
+            long count = pixels - at < rows ? pixels - at : rows;
             for (int c = 0; c < block.inputs; c++)
-                depthwise(source + c * plane + begin + at, branch.first_depthwise + c * TAPS, q + 1, shape.stride, count,
-                          work.chunk + (long)c * CHUNK);
+                depthwise(source + c * plane + begin + at, branch.first_depthwise + c * TAPS, q + 1, shape.stride,
+                          count, work.chunk + c * step);
             by_spans(
                 block.filters,
-                [&](int from) { first_matrix<SUMS>(branch, block, work.chunk, count, from, middle + at, plane); },
-                [&](int from) { first_matrix<2>(branch, block, work.chunk, count, from, middle + at, plane); });
+                [&](int from) { first_matrix<SUMS>(branch, block, work.chunk, step, count, from, middle + at, plane); },
+                [&](int from) { first_matrix<2>(branch, block, work.chunk, step, count, from, middle + at, plane); });
         }
     }
     clear_outside(shape, work.middle, BRANCHES * block.filters);
-    for (long at = 0; at < pixels; at += CHUNK) {
-        long count = pixels - at < CHUNK ? pixels - at : CHUNK;
+    for (long at = 0; at < pixels; at += rows) {
+        long count = pixels - at < rows ? pixels - at : rows;
         for (int q = 0; q < BRANCHES; q++)
             for (int f = 0; f < block.filters; f++) {
                 int c = q * block.filters + f;
                 depthwise(work.middle + c * plane + begin + at, block.branches[q].second_depthwise + f * TAPS, q + 1,
-                          shape.stride, count, work.chunk + (long)c * CHUNK);
+                          shape.stride, count, work.chunk + c * step);
             }
         const float *in = work.x + begin + at;
         float *out = work.next + begin + at;
         auto some = [&](int first) {
             by_spans(
                 block.filters,
-                [&](int from) { finish<SUMS>(block, in, work.chunk, count, first + from, out, plane); },
-                [&](int from) { finish<2>(block, in, work.chunk, count, first + from, out, plane); });
+                [&](int from) { finish<SUMS>(block, in, work.chunk, step, count, first + from, out, plane); },
+                [&](int from) { finish<2>(block, in, work.chunk, step, count, first + from, out, plane); });
         };
         for (int first = 0; first < block.outputs; first += block.filters) some(first);
     }
@@ -208,7 +227,7 @@ extern "C" {
 // Floats of workspace that ``fused_path`` needs; zero at the first call of one frame size, aligned to 64 bytes.
 long fused_path_workspace(int rows, int columns, int channels) {
     Shape shape = {rows, columns, columns + REACH};
-    return 4 * channels * shape.plane() + (long)channels * (CHUNK + VECTORS * LANES);
+    return 4 * channels * shape.plane() + channels * shape.chunk();
 }
 
 // ``inputs`` [channels - 1][rows][columns] and ``attention`` [rows][columns] -> class map [classes][rows][columns],

@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from cxr_ray.nets.fused.library import Library
-from cxr_ray.nets.fused.packing import aligned, packed, pointer
+from cxr_ray.nets.fused.packing import packed, pointer, workspace
 from cxr_ray.nets.scattering import ANGLES, CHANNELS, STEP, Scattering
 
 RADICES = (4, 2, 3, 5, 7, 11, 13, 29)
@@ -60,13 +60,13 @@ class FusedScattering(nn.Module):
             ]
         )
         floats = library.functions.fused_scattering_workspace(self.rows, self.columns)
-        self.workspace = aligned(torch.zeros(floats))
+        self.workspace = workspace(floats)
 
-    def forward(self, x_BHW: Tensor) -> Tensor:
-        """As ``Scattering.forward``."""
+    def forward(self, x_BHW: Tensor, spare: int = 0) -> Tensor:
+        """As ``Scattering.forward``, with that many channels more, which are left for the caller to fill."""
         B, H, W = x_BHW.shape
         padded = F.pad(x_BHW.unsqueeze(1), (STEP, STEP, STEP, STEP), mode="reflect").squeeze(1).contiguous()
-        out = x_BHW.new_empty(B, CHANNELS, H // STEP, W // STEP)
+        out = x_BHW.new_empty(B, CHANNELS + spare, H // STEP, W // STEP)
         for image in range(B):
             self.library.functions.fused_scatter(
                 pointer(padded[image]),

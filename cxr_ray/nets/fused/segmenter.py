@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cxr_ray.nets.folding import fold
 from cxr_ray.nets.fused.library import Library
-from cxr_ray.nets.fused.packing import aligned, packed, pointer, scale_and_shift
+from cxr_ray.nets.fused.packing import packed, pointer, scale_and_shift, workspace
 from cxr_ray.nets.layers import BRANCHES, BatchNorm, Branch, ResidualBlock
 from cxr_ray.nets.segmenter import FILTERS, Segmenter
 
@@ -41,7 +41,7 @@ class FusedSegmenter(nn.Module):
         B, H, W = x_BHW.shape
         x_BHW = x_BHW.contiguous()
         logits_B2HW = x_BHW.new_empty(B, 2, H, W)
-        workspace = self._workspace_for(H, W)
+        scratch = self._workspace_for(H, W)
         for image in range(B):
             self.library.functions.fused_segment(
                 pointer(x_BHW[image]),
@@ -49,7 +49,7 @@ class FusedSegmenter(nn.Module):
                 W,
                 pointer(self.weights),
                 self.blocks,
-                pointer(workspace),
+                pointer(scratch),
                 pointer(logits_B2HW[image]),
             )
         return logits_B2HW
@@ -58,7 +58,7 @@ class FusedSegmenter(nn.Module):
         if W % self.library.pixels:
             raise ValueError(f"frames of {W} columns are no multiple of {self.library.pixels}")
         if (H, W) not in self._workspace:
-            self._workspace = {(H, W): aligned(torch.zeros(self.library.functions.fused_workspace(H, W)))}
+            self._workspace = {(H, W): workspace(self.library.functions.fused_workspace(H, W))}
         return self._workspace[H, W]
 
 
