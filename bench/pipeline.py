@@ -1,14 +1,13 @@
 """What the pipeline costs over the work itself.
 
     python bench/pipeline.py throughput [--archive DIR] [--images 300] [--weights URL]
-    python bench/pipeline.py overhead   [--images 10000]
+    python bench/pipeline.py slowest    [--images 200] [--weights URL]
 
 ``throughput``: ``jobs/score.py`` with two scorers against a bare loop (two processes, no Ray) over the same
 decode and ``Scorer``, in one run, as the slope of images over time between 20 % and 85 % of the images.
 
-``overhead``: a scorer that costs nothing, over shards, at two sizes; the difference in CPU seconds of the
-whole process tree, divided by the difference in images, minus the CPU of reading the same shards in a bare
-loop. What is left is driver, Ray, heat-map encoding and Parquet writing.
+``slowest``: one scorer over 5-megapixel JPEGs, with a core to spare, against the slower of a bare loop that only
+decodes and a bare loop that only scores. What the pipeline costs an image: ``bench/scale.py``.
 """
 
 from __future__ import annotations
@@ -30,13 +29,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.process_tree import measure
 from cxr_ray.phantoms import phantom
-from cxr_ray.preprocess import COLUMNS, ROWS, preprocess
+from cxr_ray.preprocess import preprocess
 
 ROOT = Path(__file__).parents[1]
 PROCESSES = 2
-
-#: Small shards, so that the smaller of the two runs has started every worker process that the larger one uses.
-SHARD_ROWS = 250
 
 
 # -- throughput ----------------------------------------------------------------------------------------
@@ -76,7 +72,9 @@ def run_bare(paths: list[str], weights: str) -> list[tuple[float, int]]:
     return curve
 
 
-def run_ray(archive: str, output: str, weights: str, images: int) -> list[tuple[float, int]]:
+def run_ray(
+    archive: str, output: str, weights: str, images: int, actors: int = PROCESSES
+) -> list[tuple[float, int]]:
     """(time, images done) as the progress lines of the real job say."""
     command = [
         sys.executable,
@@ -85,7 +83,7 @@ def run_ray(archive: str, output: str, weights: str, images: int) -> list[tuple[
         f"output={output}",
         f"weights={weights}",
     ]
-    command += [f"actors={PROCESSES}", f"limit={images}", "unit_size=16", "progress_seconds=0.5"]
+    command += [f"actors={actors}", f"limit={images}", "unit_size=100", "progress_seconds=0.5"]
     done = measure(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
     if done.code:
         raise SystemExit("\n".join(line for _, line in done.lines[-20:]))
@@ -100,12 +98,16 @@ def slope(curve: list[tuple[float, int]], images: int) -> float:
     return float(np.polyfit(moments, counts, 1)[0])
 
 
+def with_environment_of_workers() -> None:
+    """Begin again with the settings that the pipeline gives its workers, which a process reads when it starts."""
+    wanted = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    wanted |= {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | wanted)
+
+
 def throughput(arguments: argparse.Namespace) -> None:
     """Print both rates and their ratio, pair by pair."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
-    # The bare loop gets the allocator settings that the pipeline gives its workers.
-    os.environ |= {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
     with tempfile.TemporaryDirectory() as folder:
         archive = arguments.archive or write_films(Path(folder) / "films", arguments.images)
         paths = sorted(str(path) for path in Path(archive).iterdir() if path.suffix != ".csv")
@@ -120,6 +122,43 @@ def throughput(arguments: argparse.Namespace) -> None:
             )
 
 
+def slowest(arguments: argparse.Namespace) -> None:
+    """Print the rates of decoding alone, of scoring alone, and of the pipeline against the slower of them."""
+    from cxr_ray.decode import decode
+    from cxr_ray.phantoms.large_film import five_megapixel_jpeg
+    from cxr_ray.scorer import Scorer
+    from cxr_ray.weights import load_bundle
+
+    films = [five_megapixel_jpeg(seed) for seed in range(8)]
+    decoded = rate(lambda film: preprocess(decode(film).pixels), films)
+    scorer = Scorer(load_bundle(arguments.weights))
+    frames = [preprocess(decode(film).pixels)[None] for film in films]
+    scored = rate(scorer.score, frames)
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "films"
+        archive.mkdir()
+        for number in range(arguments.images):
+            (archive / f"film-{number:05d}.jpg").write_bytes(films[number % len(films)])
+        curve = run_ray(str(archive), f"{folder}/out", arguments.weights, arguments.images, actors=1)
+        ours = slope(curve, arguments.images)
+    again = rate(scorer.score, frames)
+    slower = min(decoded, (scored + again) / 2)
+    print(
+        f"one process: decoding {decoded:.2f} images/s, scoring {scored:.2f} before and {again:.2f} after; "
+        f"pipeline with one scorer {ours:.2f}, ratio to the slower {ours / slower:.3f}"
+    )
+
+
+def rate(work: Any, inputs: list[Any], seconds: float = 20.0) -> float:
+    """Inputs per second of one process, one after the other and over again."""
+    work(inputs[0])
+    done, start = 0, time.monotonic()
+    while time.monotonic() - start < seconds:
+        work(inputs[done % len(inputs)])
+        done += 1
+    return done / (time.monotonic() - start)
+
+
 def write_films(folder: Path, count: int) -> str:
     """``count`` different phantom PNGs of a usual size."""
     folder.mkdir(parents=True)
@@ -130,19 +169,7 @@ def write_films(folder: Path, count: int) -> str:
     return str(folder)
 
 
-# -- overhead ------------------------------------------------------------------------------------------
-
-
-def make_shards(folder: Path, images: int) -> str:
-    """An ingest OUTPUT of noisy phantom frames, without decoding anything."""
-    rng = np.random.default_rng(0)
-    frames = [preprocess(phantom(np.random.default_rng(seed))) for seed in range(8)]
-    identity, publisher = begin_shards(folder)
-    for start in range(0, images, SHARD_ROWS):
-        numbers = range(start, min(start + SHARD_ROWS, images))
-        noisy = [frames[number % 8] ^ rng.integers(0, 4, (ROWS, COLUMNS), np.uint8) for number in numbers]
-        write_shard(publisher, identity, start // SHARD_ROWS, start, noisy)
-    return str(folder)
+# -- shards for other benchmarks -----------------------------------------------------------------------
 
 
 def begin_shards(folder: Path) -> tuple[Any, Any]:
@@ -183,50 +210,6 @@ def write_shard(publisher: Any, identity: Any, unit: int, first: int, frames: li
     publish_part(publisher, table_of(rows), KIND_SHARDS, footer)
 
 
-def reading_cpu(archive: str) -> float:
-    """CPU seconds of reading every shard of an archive in a bare loop."""
-    import pyarrow.parquet as pq
-
-    start = time.process_time()
-    for path in sorted(Path(archive, "shards").iterdir()):
-        pq.read_table(path, use_threads=False)
-    return time.process_time() - start
-
-
-def overhead(arguments: argparse.Namespace) -> None:
-    """Print CPU milliseconds per image beyond reading, start-up subtracted."""
-    few, many = 3 * arguments.images // 10, 13 * arguments.images // 10
-    with tempfile.TemporaryDirectory() as folder:
-        totals, reading = [], []
-        for images in (few, many):
-            shards = make_shards(Path(folder) / f"shards-{images}", images)
-            reading.append(reading_cpu(shards))
-            command = [
-                sys.executable,
-                "bench/null_scorer.py",
-                f"archive={shards}",
-                f"output={folder}/out-{images}",
-            ]
-            command.append(f"actors={PROCESSES}")
-            done = measure(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
-            if done.code:
-                raise SystemExit("\n".join(line for _, line in done.lines[-20:]))
-            totals.append(done)
-            shares = ", ".join(
-                f"{name} {s:.1f}" for name, s in sorted(done.cpu_s.items(), key=lambda x: -x[1])[:6]
-            )
-            print(
-                f"{images:,} images: {done.wall_s:.1f} s wall, {done.total_cpu_s:.1f} s CPU ({shares})",
-                flush=True,
-            )
-        whole = 1000 * (totals[1].total_cpu_s - totals[0].total_cpu_s) / (many - few)
-        read = 1000 * (reading[1] - reading[0]) / (many - few)
-        print(
-            f"marginal CPU {whole:.2f} ms per image over {many - few:,} images, of which reading shards {read:.2f}; "
-            f"driver, Ray and writing {whole - read:.2f} ms per image"
-        )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -237,13 +220,15 @@ def main() -> None:
     first.add_argument("--images", type=int, default=300)
     first.add_argument("--weights", default="seeded")
     first.add_argument("--pairs", type=int, default=2)
-    second = commands.add_parser("overhead")
-    second.add_argument("--images", type=int, default=10_000)
+    second = commands.add_parser("slowest")
+    second.add_argument("--images", type=int, default=200)
+    second.add_argument("--weights", default="default")
     arguments = parser.parse_args()
+    with_environment_of_workers()
     if arguments.command == "throughput":
         throughput(arguments)
     else:
-        overhead(arguments)
+        slowest(arguments)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Does a long run cost more per image, or more memory, as it goes on or as scorers are added?
 
     python bench/scale.py [--images 100000] [--actors 2 4 8] [--report-only]
+    python bench/scale.py --films DIR [--images 10000] [--weights URL] [--actors 2]
 
 Runs ``bench/null_scorer.py`` over generated shards of 1,000 rows (no decoding: a row's pixels are a pattern that
 Parquet keeps in half a kilobyte), with CPU and memory of the whole process tree sampled all the while. Then once
 more with 8 scorers that sleep 20 ms an image. Prints prediction and result of every target; ends with 1 where one is
 missed, unless ``--report-only``.
+
+With ``--films`` the real network scores copies of the films of DIR instead, and images/s are what must stay equal.
 
 All figures are differences inside a run: from a tenth of its images on, or from when every scorer was ready if that
 was later, until the first scorer leaves. Starting costs tens of CPU seconds and leaving 0.7 a scorer, once. The images
@@ -43,6 +46,7 @@ SLEEP_SECONDS = 0.020
 SLEEPERS = 8
 SLEEP_SHARE = 0.95
 MANY_ACTORS = 64
+HEADER = "| what | predicted | result | target | |\n| --- | --- | --- | --- | --- |"
 
 CPU_PREDICTION = "0.9 to 1.1 ms"
 _SCORER, _TASK = "ray::MapWorker(", "ray::MapBatches("
@@ -165,9 +169,22 @@ def make_shards(folder: Path, images: int) -> str:
     return str(folder)
 
 
-def run(shards: str, output: str, *, images: int, actors: int, sleep: float = 0.0) -> Run:
-    """The job with ``actors`` scorers over the first ``images`` rows."""
-    command = [sys.executable, "bench/null_scorer.py", f"archive={shards}", f"output={output}"]
+def copy_films(source: Path, folder: Path, images: int) -> str:
+    """An archive of that many films, copies of those in ``source``."""
+    films = sorted(path for path in source.iterdir() if path.suffix != ".csv")
+    folder.mkdir()
+    for number in range(images):
+        film = films[number % len(films)]
+        shutil.copyfile(film, folder / f"{number:07d}{film.suffix}")
+    return str(folder)
+
+
+def run(
+    archive: str, output: str, *, images: int, actors: int, sleep: float = 0.0, weights: str | None = None
+) -> Run:
+    """The job with ``actors`` scorers over the first ``images`` rows; without weights, they cost nothing."""
+    script = ["bench/null_scorer.py"] if weights is None else ["jobs/score.py", f"weights={weights}"]
+    command = [sys.executable, *script, f"archive={archive}", f"output={output}"]
     command += [f"actors={actors}", f"limit={images}", "progress_seconds=0.5"]
     sampler = Sampler(Path(output, "scores"))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "NULL_SCORER_SECONDS": str(sleep)}
@@ -177,7 +194,9 @@ def run(shards: str, output: str, *, images: int, actors: int, sleep: float = 0.
     shutil.rmtree(output)
     moments, scored = progress(done)
     for sample in sampler.samples:
-        sample.images = (sample.images + float(np.interp(sample.at_s, moments, scored))) / 2
+        count = float(np.interp(sample.at_s, moments, scored))
+        # The real network is no faster than what follows, and a part is minutes of its work.
+        sample.images = count if weights is not None else (sample.images + count) / 2
     return Run(done, sampler.samples, images, actors)
 
 
@@ -193,6 +212,25 @@ def rate(done: Measured, images: int) -> float:
     moments, scored = progress(done)
     kept = (0.2 * images <= scored) & (scored <= 0.8 * images)
     return float(np.polyfit(moments[kept], scored[kept], 1)[0])
+
+
+def report_films(report: Report, found: Run) -> None:
+    """The lines of a run of the real network."""
+    rates = [
+        (window[-1].images - window[0].images) / (window[-1].at_s - window[0].at_s)
+        for window in found.windows()
+    ]
+    mean = sum(rates) / len(rates)
+    worst = max(abs(rate / mean - 1) for rate in rates)
+    written = ", ".join(f"{rate:.2f}" for rate in rates)
+    report.line(
+        "images/s by window",
+        "equal",
+        f"{written}: {worst:.1%} from the mean",
+        "within 10 %",
+        worst <= TOLERANCE,
+    )
+    report_memory(report, found)
 
 
 @dataclass
@@ -227,6 +265,12 @@ def report_run(report: Report, found: Run) -> None:
         "within 10 %",
         worst <= TOLERANCE,
     )
+    report_memory(report, found)
+
+
+def report_memory(report: Report, found: Run) -> None:
+    """That no process grows."""
+    name = f"{found.actors} scorers"
     memory = [sample.driver_mib for sample in found.kept()]
     spread = max(memory) / min(memory) - 1
     report.line(
@@ -252,8 +296,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--actors", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--images", type=int, help="default: 100000, of films 10000")
+    parser.add_argument("--actors", type=int, nargs="+", help="default: 2 4 8, with films 2")
+    parser.add_argument("--films", type=Path, help="a folder of images for the real network")
+    parser.add_argument("--weights", default="default", help="of the real network")
     parser.add_argument(
         "--sleep-images",
         type=int,
@@ -265,43 +311,59 @@ def main() -> None:
     arguments = parser.parse_args()
     report = Report()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        shards = make_shards(Path(folder) / "shards", max(arguments.images, arguments.sleep_images))
-        print("| what | predicted | result | target | |\n| --- | --- | --- | --- | --- |", flush=True)
-        runs = []
-        for actors in arguments.actors:
-            runs.append(run(shards, f"{folder}/out-{actors}", images=arguments.images, actors=actors))
-            report_run(report, runs[-1])
-        costs = {found.actors: found.cpu_ms() for found in runs}
-        mean = sum(costs.values()) / len(costs)
-        worst = max(abs(cost / mean - 1) for cost in costs.values())
-        written = ", ".join(f"{actors}: {cost:.2f}" for actors, cost in costs.items())
-        report.line(
-            "CPU per image over numbers of scorers",
-            "equal",
-            f"{written} ms, {worst:.1%} from the mean",
-            "within 10 %",
-            worst <= TOLERANCE,
-        )
-        images = arguments.sleep_images
-        sleeping = run(shards, f"{folder}/out-sleep", images=images, actors=SLEEPERS, sleep=SLEEP_SECONDS)
-        best, reached = SLEEPERS / SLEEP_SECONDS, rate(sleeping.done, images)
-        report.line(
-            f"{SLEEPERS} scorers that sleep {SLEEP_SECONDS * 1000:.0f} ms, between 20 % and 80 % of {images:,} images",
-            "0.97 of 400 images/s",
-            f"{reached:.0f} images/s, {reached / best:.3f}",
-            f"{SLEEP_SHARE} of {best:.0f}",
-            reached >= SLEEP_SHARE * best,
-        )
-        many = MANY_ACTORS / SLEEP_SECONDS
-        driver_ms = max(found.driver_ms() for found in runs)
-        report.line(
-            f"{MANY_ACTORS} such scorers, {many:.0f} images/s: DERIVED from CPU per image, not run",
-            "3 to 4 cores",
-            f"{many * mean / 1000:.1f} cores for the pipeline, of which the driver {many * driver_ms / 1000:.2f}",
-            "driver below 1 core",
-            many * driver_ms / 1000 < 1,
-        )
+        if arguments.films is None:
+            without_network(report, folder, arguments)
+        else:
+            images, weights = arguments.images or 10_000, arguments.weights
+            archive = copy_films(arguments.films, Path(folder) / "films", images)
+            print(HEADER, flush=True)
+            for actors in arguments.actors or [2]:
+                report_films(
+                    report,
+                    run(archive, f"{folder}/out-{actors}", images=images, actors=actors, weights=weights),
+                )
     sys.exit(1 if report.missed and not arguments.report_only else 0)
+
+
+def without_network(report: Report, folder: str, arguments: argparse.Namespace) -> None:
+    """Scorers that cost nothing, then such that sleep."""
+    count = arguments.images or 100_000
+    shards = make_shards(Path(folder) / "shards", max(count, arguments.sleep_images))
+    print(HEADER, flush=True)
+    runs = []
+    for actors in arguments.actors or [2, 4, 8]:
+        runs.append(run(shards, f"{folder}/out-{actors}", images=count, actors=actors))
+        report_run(report, runs[-1])
+    costs = {found.actors: found.cpu_ms() for found in runs}
+    mean = sum(costs.values()) / len(costs)
+    worst = max(abs(cost / mean - 1) for cost in costs.values())
+    written = ", ".join(f"{actors}: {cost:.2f}" for actors, cost in costs.items())
+    report.line(
+        "CPU per image over numbers of scorers",
+        "equal",
+        f"{written} ms, {worst:.1%} from the mean",
+        "within 10 %",
+        worst <= TOLERANCE,
+    )
+    images = arguments.sleep_images
+    sleeping = run(shards, f"{folder}/out-sleep", images=images, actors=SLEEPERS, sleep=SLEEP_SECONDS)
+    best, reached = SLEEPERS / SLEEP_SECONDS, rate(sleeping.done, images)
+    report.line(
+        f"{SLEEPERS} scorers that sleep {SLEEP_SECONDS * 1000:.0f} ms, between 20 % and 80 % of {images:,} images",
+        "0.97 of 400 images/s",
+        f"{reached:.0f} images/s, {reached / best:.3f}",
+        f"{SLEEP_SHARE} of {best:.0f}",
+        reached >= SLEEP_SHARE * best,
+    )
+    many = MANY_ACTORS / SLEEP_SECONDS
+    driver_ms = max(found.driver_ms() for found in runs)
+    report.line(
+        f"{MANY_ACTORS} such scorers, {many:.0f} images/s: DERIVED from CPU per image, not run",
+        "3 to 4 cores",
+        f"{many * mean / 1000:.1f} cores for the pipeline, of which the driver {many * driver_ms / 1000:.2f}",
+        "driver below 1 core",
+        many * driver_ms / 1000 < 1,
+    )
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from cxr_ray.nets.fused.library import find_library
 from cxr_ray.nets.fused.network import fuse
 from cxr_ray.nets.gate import pool_mask
 from cxr_ray.nets.gpu.network import accelerate, has_triton
+from cxr_ray.nets.gpu.replay import Replay, recorded, to_host
 from cxr_ray.nets.heat_maps import evidence
 from cxr_ray.nets.network import Activations, Network
 from cxr_ray.nets.path import Variant
@@ -37,8 +38,11 @@ DEFAULT_COMPUTE_BATCH = {"cpu": 1, "cuda": 64}
 the GPU figure is a guess that nobody has measured yet."""
 DEFAULT_THREADS = 1
 """Torch threads per process: more processes use a machine better than more threads."""
-DTYPES = ("float32",)
-"""Arithmetic on offer: only IEEE float32 keeps parity with the published scores."""
+STORAGE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+"""Of Module 1's tensors, by dtype. Module 2 and all sums are IEEE float32 in any case."""
+DTYPES = tuple(STORAGE)
+EXACT = "float32"
+"""The only one that keeps parity with the published scores; the others are for GPUs, where memory takes the time."""
 VARIANTS: tuple[str, ...] = get_args(Variant)
 """The optional variants of the published code."""
 PADDING_GREY = 128
@@ -68,7 +72,7 @@ class Scores:
     lung_fraction: NDArray[np.float32]
     """[B] share of the frame with lung probability above 0.5, before gate and quantisation."""
     lung_probability: NDArray[np.float32]
-    """[B, 300, 340] Module 1, before gate and quantisation."""
+    """[B, 300, 340] Module 1, before gate and quantisation; [B, 0, 0] from a scorer that does not keep it."""
     evidence_map: NDArray[np.float32]
     """[B, 75, 85] ensemble map of the positive class minus the mean of the others."""
     lung_mask: NDArray[np.bool_]
@@ -83,15 +87,18 @@ class Scorer:
     Args:
         bundle: from ``load_bundle``.
         device: torch device, "cpu" or "cuda[:n]".
-        dtype: "float32" only: IEEE arithmetic with TF32 off. Anything less loses parity with the published scores.
+        dtype: "float32", IEEE arithmetic with TF32 off; on a GPU with triton also "float16" or "bfloat16", in which
+            Module 1 keeps its tensors. Scores then differ by up to 5e-3 from the published ones.
         variant: None, or one of the published options "threshold" and "multiply".
         compute_batch: images per network call on a GPU; None takes ``DEFAULT_COMPUTE_BATCH``. A CPU always takes
             them one by one, so there it changes nothing.
         threads: torch threads of this *process* (they are a global setting); None takes ``DEFAULT_THREADS``.
         mask_style: segmenter to use; None takes the one that the paths were trained with, as you should.
         quantise_mask: round the lung probability to 8 bits, as the published flow does.
-        fused: on a CPU, use the compiled form of both modules where it was built; on a GPU, Triton kernels for
-            Module 1 where triton is installed and they pass a check here and now. They agree with torch's within 1e-5.
+        fused: on a CPU, use the compiled form of both modules where it was built; on a GPU, Triton kernels where
+            triton is installed and they pass a check here and now, and the network recorded as a CUDA graph. They agree
+            with torch's within 1e-5.
+        keep_lung_probability: return it, the largest array by far.
 
     Attributes:
         engine: ``fused`` or ``triton`` where that form is in use, else ``torch``. Together with the device model it
@@ -117,6 +124,7 @@ class Scorer:
         mask_style: str | None = None,
         quantise_mask: bool = True,
         fused: bool = True,
+        keep_lung_probability: bool = True,
     ) -> None:
         meta = bundle.meta
         self.bundle = bundle
@@ -135,10 +143,8 @@ class Scorer:
         self.threads = _check_count("threads", DEFAULT_THREADS if threads is None else threads)
         self.mask_style = meta.mask_style if mask_style is None else mask_style
         self.quantise_mask = quantise_mask
-        if dtype not in DTYPES:
-            raise UsageError(
-                f"dtype={dtype} is not offered: only float32 keeps parity with the published scores"
-            )
+        self.keep_lung_probability = keep_lung_probability
+        check_dtype(dtype, self.device.type if fused else "cpu")
         if self.mask_style not in bundle.segmenters:
             raise UsageError(
                 f"mask_style={self.mask_style} is not in this bundle; it has {sorted(bundle.segmenters)}"
@@ -153,9 +159,11 @@ class Scorer:
             self.engine = "fused"
             fuse(network, library)
         elif fused and self.device.type == "cuda":
-            self.engine = _gpu_engine(network.to(self.device), (meta.rows, meta.columns))
+            self.engine = _gpu_engine(network.to(self.device), (meta.rows, meta.columns), dtype)
         fold_blocks(network)
         self._network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._records = fused and self.device.type == "cuda"
+        self._replay: Replay | None = None
 
     def score(self, pixels_BHW: NDArray[np.uint8]) -> Scores:
         """Score equalised uint8 frames ``[B, 300, 340]`` as ``cxr_ray.preprocess.preprocess`` makes them; B may be 0.
@@ -177,7 +185,7 @@ class Scorer:
         """The same computation, but what the network computed on the way, on the CPU; at least one image."""
         names = [f.name for f in dataclasses.fields(Activations)]
         chunks = self._run(
-            pixels_BHW, lambda chunk, size: {name: getattr(chunk, name)[:size].cpu() for name in names}
+            pixels_BHW, lambda chunk, size: to_host({name: getattr(chunk, name)[:size] for name in names})
         )
         return Activations(**{name: torch.cat([chunk[name] for chunk in chunks]) for name in names})
 
@@ -190,14 +198,14 @@ class Scorer:
         self._check_pixels(pixels_BHW)
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
+        if self._replay is not None:
+            self._replay.forget()
         finished: list[_Finished] = []
         start = 0
         while start < len(pixels_BHW):
-            chunk = pixels_BHW[start : start + self.micro_batch]
-            filler = self._filler(self.micro_batch - len(chunk))
-            batch = torch.from_numpy(np.concatenate((chunk, filler)))
+            size = min(self.micro_batch, len(pixels_BHW) - start)
             try:
-                finished.append(finish(self._network(batch.to(self.device)), len(chunk)))
+                finished.append(finish(self._activations(pixels_BHW, start), size))
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
@@ -207,15 +215,53 @@ class Scorer:
                         "or use a larger one"
                     ) from error
             else:
-                start += len(chunk)
+                start += size
                 continue
             # Only here is the error gone, whose trace holds the tensors that did not fit.
             self._halve()
         return finished
 
+    def _activations(self, pixels_BHW: NDArray[np.uint8], start: int) -> Activations:
+        """Of the compute batch that begins at image ``start``; valid until the next call."""
+        if self._records and self._replay is None:
+            self._record()
+        if self._replay is None:
+            result: Activations = self._network(
+                torch.from_numpy(self._batch(pixels_BHW, start)).to(self.device)
+            )
+            return result
+        if not self._replay.waiting:
+            self._replay.upload(self._batch(pixels_BHW, start))
+        result = self._replay.run()
+        if start + self.micro_batch < len(pixels_BHW):
+            self._replay.upload(self._batch(pixels_BHW, start + self.micro_batch))
+        return result
+
+    def _batch(self, pixels_BHW: NDArray[np.uint8], start: int) -> NDArray[np.uint8]:
+        """Images from ``start`` on, filled up."""
+        chunk = pixels_BHW[start : start + self.micro_batch]
+        return np.concatenate((chunk, self._filler(self.micro_batch - len(chunk))))
+
+    def _record(self) -> None:
+        """Record the network for the present ``micro_batch``, or never again where it computes something else so."""
+        try:
+            self._replay, failure = recorded(
+                self._network, (self.micro_batch, self.meta.rows, self.meta.columns), self.device
+            )
+        except RuntimeError as error:
+            if _out_of_memory(error):
+                raise
+            failure = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        if self._replay is None:
+            self._records = False
+            warnings.warn(
+                f"the network is not recorded as a CUDA graph: {failure}", RuntimeWarning, stacklevel=2
+            )
+
     def _halve(self) -> None:
         self.micro_batch = max(1, self.micro_batch // 2)
         self.halvings += 1
+        self._replay = None
         free_scratch(self._network)
         gc.collect()
         if self.device.type == "cuda":
@@ -242,14 +288,18 @@ class Scorer:
             "p_std": p_std.masked_fill(unscored, torch.nan),
             "class_probs": class_probs.masked_fill(unscored[:, None], torch.nan),
             "lung_fraction": lung_fraction,
-            "lung_probability": batch.lung_probability,
+            "lung_probability": batch.lung_probability
+            if self.keep_lung_probability
+            else lung_fraction.new_empty(len(lungs), 0, 0),
             "lung_mask": lungs,
             "has_lungs": has_lungs,
+            "ensemble_map": batch.ensemble_map,
         }
-        return Scores(
-            evidence_map=evidence(batch.ensemble_map[:size].cpu().numpy(), positive),
-            **{name: np.ascontiguousarray(a[:size].cpu().numpy()) for name, a in arrays.items()},
-        )
+        found = {
+            name: np.ascontiguousarray(array.numpy())
+            for name, array in to_host({name: array[:size] for name, array in arrays.items()}).items()
+        }
+        return Scores(evidence_map=evidence(found.pop("ensemble_map"), positive), **found)
 
     def _filler(self, count: int) -> NDArray[np.uint8]:
         return np.full((count, self.meta.rows, self.meta.columns), PADDING_GREY, dtype=np.uint8)
@@ -304,15 +354,24 @@ def ensemble_of(bundle: Bundle) -> Ensemble:
     return ensemble
 
 
-def _gpu_engine(network: Network, frame: tuple[int, int]) -> str:
-    """The form of Module 1 that a network on a GPU will run, which it is given; a warning where it is torch's though
-    triton is there."""
-    if not has_triton():
-        return "torch"
-    failure = accelerate(network, frame)
+def check_dtype(dtype: str, device: str) -> None:
+    """Raises UsageError where a kind of device, "cpu" or "cuda", cannot serve a dtype."""
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype={dtype} is not offered; use {', '.join(DTYPES)}")
+    if dtype != EXACT and device != "cuda":
+        raise UsageError(f"dtype={dtype} is for the Triton kernels of GPUs; use dtype={EXACT} here")
+
+
+def _gpu_engine(network: Network, frame: tuple[int, int], dtype: str = EXACT) -> str:
+    """The form that a network on a GPU will run, which it is given; a warning where it is torch's though triton is
+    there. Raises UsageError where torch's would not do."""
+    failure = accelerate(network, frame, STORAGE[dtype]) if has_triton() else "triton is not installed"
     if failure is None:
         return "triton"
-    warnings.warn(f"Module 1 stays with torch's own kernels: {failure}", RuntimeWarning, stacklevel=3)
+    if dtype != EXACT:
+        raise UsageError(f"dtype={dtype} needs the Triton kernels: {failure}; use dtype={EXACT}")
+    if has_triton():
+        warnings.warn(f"the network stays with torch's own kernels: {failure}", RuntimeWarning, stacklevel=3)
     return "torch"
 
 

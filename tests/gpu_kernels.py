@@ -1,6 +1,6 @@
 """Compile every kernel of ``cxr_ray.nets.gpu`` for a GPU that need not be there; says what each takes of it.
 
-    python tests/gpu_kernels.py [--capability 90] [--storage fp32 fp16 bf16] [--pixels 64] [--warps 8]
+    python tests/gpu_kernels.py [--capability 90] [--storage fp32 fp16 bf16] [--pixels 64 32] [--warps 8]
 
 A table of registers, bytes of stack and instructions, by CUDA's own assembler, which triton brings along.
 """
@@ -23,23 +23,41 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cxr_ray.nets.gpu.half_blocks import SIZES, first_half, second_half
 
-BRANCHES = ((3, 1), (5, 3), (7, 5))
+BRANCHES = {"segmenter": ((3, 1), (5, 3), (7, 5)), "ensemble": ((3, 1), (3, 2), (3, 3))}
 FLOAT32 = {"weights", "bias", "after"}
 
 
 def variants(
-    storage: str, branches: int, pixels: int
+    storage: str, branches: int, segmenter_pixels: int, ensemble_pixels: int
 ) -> list[tuple[Any, dict[str, int | bool], dict[str, str]]]:
-    """Kernel, constants and types of the other arguments, for all that ``GpuSegmenter`` launches."""
+    """Kernel, constants and types of the other arguments, for all that ``GpuSegmenter`` launches, and with float32 all
+    that ``GpuEnsemble`` launches."""
     found = []
-    for kernel, dilation in BRANCHES[:branches]:
+    for kernel, dilation in BRANCHES["segmenter"][:branches]:
         for stem in (True, False):
-            shape: dict[str, int | bool] = {"K": kernel, "D": dilation, "PIXELS": pixels}
+            shape: dict[str, int | bool] = {
+                "K": kernel,
+                "D": dilation,
+                "PIXELS": segmenter_pixels,
+                "FILTERS": 16,
+            }
             shape |= {"GROUPS": 1, "CHANNELS": 1} if stem else {"GROUPS": 3, "CHANNELS": 16}
             found.append((first_half, shape, types(first_half, storage, stem=stem, last=False)))
             for last in (False, True):
-                every = shape | {"LAST": last}
+                every = shape | {"LAST": last, "WIDTH": 16, "STRIDE": 16}
                 found.append((second_half, every, types(second_half, storage, stem=stem, last=last)))
+    for kernel, dilation in BRANCHES["ensemble"][:branches] if storage == "fp32" else ():
+        for width, filters in ((17, 32), (2, 16)):
+            last = width == 2
+            shape = {"K": kernel, "D": dilation, "FILTERS": filters, "CHANNELS": 64}
+            shape["PIXELS"] = ensemble_pixels
+            found.append(
+                (first_half, shape | {"GROUPS": 1}, types(first_half, storage, stem=False, last=False))
+            )
+            every = shape | {"LAST": last, "WIDTH": width, "STRIDE": 64}
+            for groups in (1, 0) if last else (1,):
+                kinds = types(second_half, storage, stem=False, last=last)
+                found.append((second_half, every | {"GROUPS": groups}, kinds))
     return found
 
 
@@ -87,17 +105,20 @@ def main() -> None:
     )
     parser.add_argument("--capability", type=int, default=90)
     parser.add_argument("--storage", nargs="+", default=["fp32", "fp16", "bf16"])
-    parser.add_argument("--branches", type=int, default=len(BRANCHES), help="take only the first")
-    parser.add_argument("--pixels", type=int, default=64)
+    parser.add_argument("--branches", type=int, default=3, help="of each module, take only the first")
+    parser.add_argument("--pixels", type=int, nargs=2, default=(64, 32), help="of Module 1 and of Module 2")
     parser.add_argument("--warps", type=int, default=8)
     arguments = parser.parse_args()
-    print("| storage | kernel | size | input | registers | stack | instructions |\n" + "| --- " * 7 + "|")
+    print(
+        "| storage | kernel | size | input -> output | registers | stack | instructions |\n"
+        + "| --- " * 7
+        + "|"
+    )
     for storage in arguments.storage:
-        for kernel, constants, signature in variants(storage, arguments.branches, arguments.pixels):
+        for kernel, constants, signature in variants(storage, arguments.branches, *arguments.pixels):
             binary = compiled(kernel, constants, signature, arguments.capability, arguments.warps)
-            kind = (
-                f"{constants['GROUPS']} x {constants['CHANNELS']}{', last' if constants.get('LAST') else ''}"
-            )
+            kind = f"{constants['GROUPS']} x {constants['CHANNELS']} -> {constants['FILTERS']}"
+            kind += ", last" if constants.get("LAST") else ""
             numbers = " | ".join(map(str, disassembled(binary)))
             print(f"| {storage} | {kernel.__name__} | {constants['K']} | {kind} | {numbers} |", flush=True)
 

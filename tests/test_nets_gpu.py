@@ -1,4 +1,4 @@
-"""The form of Module 1 for GPUs: the same function, on a GPU where there is one, else in Triton's interpreter."""
+"""The forms for GPUs: the same functions, on a GPU where there is one, else in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_nets_fused import trained
+from test_nets_fused import path_inputs, trained
 
 from cxr_ray import scorer
+from cxr_ray.errors import UsageError
 from cxr_ray.nets.ensemble import Ensemble
 from cxr_ray.nets.folding import free_scratch
 from cxr_ray.nets.gpu import network as gpu_network
 from cxr_ray.nets.network import Network
+from cxr_ray.nets.path import Variant
 from cxr_ray.nets.segmenter import Segmenter
 
 TESTS = Path(__file__).parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRET = "TRITON_INTERPRET"
+ROWS, COLUMNS = 12, 16
+"""Of the network in these tests."""
 
 pytestmark = pytest.mark.skipif(
     not gpu_network.has_triton(), reason="triton is not installed (the gpu extra)"
@@ -38,6 +42,7 @@ if gpu_network.has_triton():
             "an earlier module imported triton, which cannot be interpreted any more"
         )
         os.environ[INTERPRET] = "1"
+    from cxr_ray.nets.gpu.ensemble import GpuEnsemble
     from cxr_ray.nets.gpu.segmenter import GpuSegmenter
 
     os.environ.pop(INTERPRET, None)
@@ -107,22 +112,75 @@ def test_what_it_cannot_do_is_refused() -> None:
         GpuSegmenter(segmenter(1), dtype=torch.float64)
 
 
-def network() -> Network:
-    """Module 1 as short as can be; Module 2 is never asked."""
-    return Network(segmenter(1), Ensemble(rows=60, columns=60, paths=1), mean=128, std=60).to(DEVICE)
+def ensemble(*, paths: int, classes: int = 2, lung_gate: bool = False) -> Ensemble:
+    made = Ensemble(rows=ROWS, columns=COLUMNS, paths=paths, classes=classes, lung_gate=lung_gate)
+    for seed, path in enumerate(made.paths):
+        path.initialise(seed)
+    return trained(made).to(DEVICE)
 
 
-def test_a_scorer_on_a_gpu_takes_it_after_a_check() -> None:
-    net, x = network(), frames(1, 8, 12)
+@pytest.mark.parametrize(
+    ("paths", "lung_gate", "variant"), [(2, False, None), (1, True, "multiply"), (1, False, "threshold")]
+)
+def test_it_is_the_ensemble(paths: int, lung_gate: bool, variant: Variant | None) -> None:
+    plain, inputs = ensemble(paths=paths, lung_gate=lung_gate), path_inputs(2)[..., :23, :19].to(DEVICE)
+    form = GpuEnsemble(plain, pixels=1024)
+    expected = plain(inputs, variant)
+    for _ in range(2):  # buffers of an earlier call leave no trace
+        assert apart(form(inputs, variant), expected) < 1e-5  # 1e-6 was seen
+
+
+def test_a_path_map_does_not_depend_on_neighbours() -> None:
+    form, inputs = GpuEnsemble(ensemble(paths=1), pixels=256), path_inputs(2)[..., :9, :11].to(DEVICE)
+    spoilt = inputs.clone()
+    spoilt[0] = torch.nan
+    assert torch.equal(form(spoilt)[1], form(inputs[1:])[0])
+
+
+def test_more_classes_are_left_to_torch() -> None:
+    with pytest.raises(ValueError, match="2 classes, this ensemble has 3"):
+        GpuEnsemble(ensemble(paths=1, classes=3))
+    net = network(classes=3)
+    plain = net.ensemble
+    assert scorer._gpu_engine(net, (ROWS, COLUMNS)) == "triton"
+    assert net.ensemble is plain
+
+
+def network(classes: int = 2) -> Network:
+    """As short and small as can be."""
+    return Network(segmenter(1), ensemble(paths=1, classes=classes), mean=128, std=60).to(DEVICE).eval()
+
+
+def test_a_scorer_on_a_gpu_takes_them_after_a_check() -> None:
+    net, x = network(), frames(1, ROWS, COLUMNS)
     expected = net.segmenter(x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert scorer._gpu_engine(net, (8, 12)) == "triton"
+        assert scorer._gpu_engine(net, (ROWS, COLUMNS)) == "triton"
     assert isinstance(net.segmenter, GpuSegmenter)
+    assert isinstance(net.ensemble, GpuEnsemble)
     assert apart(net.segmenter(x), expected) < 1e-5
     assert net.segmenter.scratch._buffers
     free_scratch(net)
     assert not net.segmenter.scratch._buffers
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sixteen_bits_are_for_module_1(dtype: str) -> None:
+    net = network()
+    assert scorer._gpu_engine(net, (ROWS, COLUMNS), dtype) == "triton"
+    assert isinstance(net.segmenter, GpuSegmenter)
+    assert net.segmenter.dtype == scorer.STORAGE[dtype]
+
+
+def test_sixteen_bits_without_the_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(GpuSegmenter, "forward", fails)
+        with pytest.raises(UsageError, match=r"float16 needs the Triton kernels: .*no kernel image.*float32"):
+            scorer._gpu_engine(network(), (ROWS, COLUMNS), "float16")
+    monkeypatch.setattr(scorer, "has_triton", lambda: False)
+    with pytest.raises(UsageError, match="triton is not installed"):
+        scorer._gpu_engine(network(), (ROWS, COLUMNS), "float16")
 
 
 def fails(*_: Any) -> torch.Tensor:
@@ -144,16 +202,26 @@ def test_torch_does_the_work_where_it_does_not_compute_the_same(
     plain = net.segmenter
     monkeypatch.setattr(GpuSegmenter, "right", lambda _, x: plain(x), raising=False)
     monkeypatch.setattr(GpuSegmenter, "forward", forward)
-    with pytest.warns(RuntimeWarning, match=f"Module 1 stays with torch's own kernels: .*{message}"):
-        assert scorer._gpu_engine(net, (8, 12)) == "torch"
+    with pytest.warns(RuntimeWarning, match=f"the network stays with torch's own kernels: .*{message}"):
+        assert scorer._gpu_engine(net, (ROWS, COLUMNS)) == "torch"
     assert net.segmenter is plain
+
+
+def test_torch_does_all_the_work_where_only_the_paths_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = network()
+    before = (net.segmenter, net.ensemble)
+    right = GpuEnsemble.trunks
+    monkeypatch.setattr(GpuEnsemble, "trunks", lambda self, x, attention: right(self, x, attention) * 1.1)
+    with pytest.warns(RuntimeWarning, match=r"differ by .* in path maps"):
+        assert scorer._gpu_engine(net, (ROWS, COLUMNS)) == "torch"
+    assert (net.segmenter, net.ensemble) == before
 
 
 def test_without_triton_torch_does_the_work_and_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scorer, "has_triton", lambda: False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert scorer._gpu_engine(network(), (8, 12)) == "torch"
+        assert scorer._gpu_engine(network(), (ROWS, COLUMNS)) == "torch"
 
 
 def in_a_new_process(*command: str | Path, **environment: str) -> str:
@@ -177,6 +245,6 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
     """The interpreter takes much that the compiler does not, and the compiler needs no GPU."""
     script, cache = TESTS / "gpu_kernels.py", {"TRITON_CACHE_DIR": str(tmp_path)}
     table = in_a_new_process(script, "--storage", "fp32", "--branches", "1", **cache).splitlines()[2:]
-    assert len(table) == 6
+    assert len(table) == 11
     stacks = [int(row.split("|")[6]) for row in table]
     assert max(stacks) < 64, "registers are spilled"

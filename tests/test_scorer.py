@@ -209,7 +209,7 @@ def test_both_mask_styles_of_a_bundle_score(bundle: Bundle) -> None:
 
 
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"dtype": "bfloat16"}, "only float32"),
+    ({"dtype": "float64"}, "not offered; use float32"),
     ({"device": "abacus"}, "no torch device"),
     ({"device": "meta"}, "not supported"),
     ({"variant": "loud"}, "variant=loud"),
@@ -310,3 +310,75 @@ def test_other_errors_of_the_device_are_not_taken_for_a_full_memory(bundle: Bund
     with pytest.raises(RuntimeError, match="size"):
         short.score(frames(1))
     assert short.halvings == 0
+
+
+class _OnHost:
+    """What ``Replay`` promises, on a CPU: batches are run in the order of their upload, two wait at most."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.network, self.batches, self.most = network, [], 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self.batches)
+
+    def upload(self, pixels_BHW: np.ndarray) -> None:
+        self.batches.append(torch.from_numpy(pixels_BHW.copy()))
+        self.most = max(self.most, self.waiting)
+
+    def run(self) -> Any:
+        return self.network(self.batches.pop(0))
+
+    def forget(self) -> None:
+        self.batches.clear()
+
+
+def test_a_recorded_network_is_fed_one_batch_ahead(scorer: Scorer, bundle: Bundle) -> None:
+    recorded = Scorer(bundle)
+    recorded._replay = replay = _OnHost(recorded._network)  # type: ignore[assignment]
+    pixels = frames(5)
+    for size in (5, 1, 4):
+        scores, expected = recorded.score(pixels[:size]), scorer.score(pixels[:size])
+        assert differing(scores, expected) == []
+        assert replay.waiting == 0
+    assert replay.most == 1
+
+
+def test_a_batch_that_waited_when_something_broke_is_not_scored_later(scorer: Scorer, bundle: Bundle) -> None:
+    recorded = Scorer(bundle)
+    recorded._replay = replay = _OnHost(recorded._network)  # type: ignore[assignment]
+    replay.upload(frames(3)[2:])
+    assert differing(recorded.score(frames(1)), scorer.score(frames(1))) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_recording_changes_no_bit(published: Scorer, shared_dir: Path) -> None:
+    pixels = films(shared_dir, 7)
+    recorded, plain = (Scorer(published.bundle, device="cuda", compute_batch=3) for _ in range(2))
+    plain._records = False
+    for _ in range(2):
+        assert differing(recorded.score(pixels), plain.score(pixels)) == []
+    assert recorded._replay is not None
+    assert recorded._replay.waiting == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sixteen_bits_on_a_gpu_are_near(published: Scorer, shared_dir: Path, dtype: str) -> None:
+    pixels = films(shared_dir, 7)
+    near = Scorer(published.bundle, device="cuda", dtype=dtype).score(pixels)
+    assert np.abs(near.p_covid - published.score(pixels).p_covid).max() < 5e-3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"), [("float16", "for the Triton kernels of GPUs"), ("int8", "not offered")]
+)
+def test_a_dtype_that_a_device_cannot_serve_is_refused(bundle: Bundle, dtype: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Scorer(bundle, dtype=dtype)
+
+
+def test_the_lung_probability_can_be_left_out(scorer: Scorer, bundle: Bundle) -> None:
+    lean, whole = Scorer(bundle, keep_lung_probability=False).score(frames(2)), scorer.score(frames(2))
+    assert lean.lung_probability.shape == (2, 0, 0)
+    assert differing(dataclasses.replace(lean, lung_probability=whole.lung_probability), whole) == []

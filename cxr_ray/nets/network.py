@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from cxr_ray.nets.ensemble import Ensemble, ensemble_map
-from cxr_ray.nets.fused.ensemble import FusedEnsemble
 from cxr_ray.nets.gate import level_table, look_up, quantise, standard_table, tissue
+from cxr_ray.nets.joint_paths import JointPaths
 from cxr_ray.nets.path import Variant
 from cxr_ray.nets.segmenter import lung_probability
 
@@ -45,7 +45,7 @@ class Network(nn.Module):
     def __init__(
         self,
         segmenter: nn.Module,
-        ensemble: Ensemble | FusedEnsemble,
+        ensemble: Ensemble | JointPaths,
         *,
         mean: float,
         std: float,

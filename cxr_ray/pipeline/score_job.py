@@ -46,6 +46,7 @@ class ScorerFactory:
             mask_style=self.mask_style,
             compute_batch=self.compute_batch,
             threads=self.threads,
+            keep_lung_probability=False,
         )
 
 
@@ -60,6 +61,8 @@ def run_score(options: ScoreOptions, scorer: Callable[[], Any] | None = None) ->
         UsageError: exit code 2.
         CxrRayError: exit code 1.
     """
+    from cxr_ray.scorer import check_dtype
+
     check_score_options(options)
     bundle = read_bundle(options)
     if options.mask_style is not None and options.mask_style not in bundle.meta.mask_styles:
@@ -77,6 +80,7 @@ def run_score(options: ScoreOptions, scorer: Callable[[], Any] | None = None) ->
             decode_tasks=options.decode_tasks,
             min_actors=options.min_actors,
         )
+        check_dtype(options.dtype, resources.device)
         shape = compute_shape(options, job.existing, resources)
         identity = score_identity(options, job, bundle, shape)
         check_identity(job.existing, identity, job.output.storage.url)

@@ -5,28 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cxr_ray.nets.attention import RowAttention, attend
-from cxr_ray.nets.ensemble import Ensemble, path_inputs
+from cxr_ray.nets.ensemble import Ensemble
 from cxr_ray.nets.folding import fold
 from cxr_ray.nets.fused.library import Library
 from cxr_ray.nets.fused.packing import packed, pointer, scale_and_shift, workspace
 from cxr_ray.nets.fused.scattering import FusedScattering, able
 from cxr_ray.nets.gate import pool_mask
+from cxr_ray.nets.joint_paths import JointPaths, paths_of
 from cxr_ray.nets.layers import BatchNorm, Branch, ResidualBlock
-from cxr_ray.nets.path import (
-    PATH_BRANCHES,
-    SCATTERING_CHANNELS,
-    TRUNK_CHANNELS,
-    Path,
-    Variant,
-    variant_weight,
-)
+from cxr_ray.nets.path import PATH_BRANCHES, SCATTERING_CHANNELS, TRUNK_CHANNELS, Path
 
 COMPILED_BRANCHES = ((3, 1), (3, 2), (3, 3))
 """What ``paths.cpp`` is written for."""
 
 
-class FusedEnsemble(nn.Module):
+class FusedEnsemble(JointPaths):
     """The function of a trained ``Ensemble`` in eval mode, on one CPU thread.
 
     It keeps a workspace (6 MB), so one object serves one thread at a time. Path maps differ from the plain form by
@@ -38,46 +31,23 @@ class FusedEnsemble(nn.Module):
     """
 
     def __init__(self, ensemble: Ensemble, library: Library) -> None:
-        super().__init__()
-        if ensemble.training:
-            raise ValueError("the compiled form needs an ensemble in eval mode")
+        super().__init__(ensemble)
         assert PATH_BRANCHES == COMPILED_BRANCHES
         self.library = library
-        self.scattering: nn.Module = ensemble.scattering
         if able(ensemble.scattering, library):
             self.scattering = FusedScattering(ensemble.scattering, library)
-        paths = [path for path in ensemble.paths if isinstance(path, Path)]
-        self.mask_threshold, self.lung_gate = paths[0].mask_threshold, paths[0].lung_gate
-        self.classes = paths[0].block_c.out_channels
-        self.rows = _Attentions([path.attention.rows for path in paths])
-        self.columns = _Attentions([path.attention.columns for path in paths])
-        self.weights = [pack(path) for path in paths]
+        self.weights = [pack(path) for path in paths_of(ensemble)]
         self._workspace: dict[tuple[int, int], Tensor] = {}
 
     def inputs(self, x_BHW: Tensor, mask_BHW: Tensor) -> Tensor:
         """As ``Ensemble.inputs``."""
         if not isinstance(self.scattering, FusedScattering):
-            return path_inputs(self.scattering, x_BHW, mask_BHW)
+            return super().inputs(x_BHW, mask_BHW)
         inputs_B50hw = self.scattering(x_BHW, spare=1)
         inputs_B50hw[:, SCATTERING_CHANNELS] = pool_mask(mask_BHW)
         return inputs_B50hw
 
-    def forward(self, x_B50hw: Tensor, variant: Variant | None = None) -> Tensor:
-        """As ``Ensemble.forward``."""
-        m0_Bhw = x_B50hw[:, SCATTERING_CHANNELS]
-        m1_Bhw = (m0_Bhw > self.mask_threshold).to(x_B50hw.dtype)
-        if self.lung_gate:
-            x_B50hw = x_B50hw * m1_Bhw.unsqueeze(1)
-            x_B50hw[:, SCATTERING_CHANNELS] = m0_Bhw
-        a0_Bhw = x_B50hw[:, 0]
-        rows = self.rows(a0_Bhw, m1_Bhw, m0_Bhw)
-        columns = self.columns(a0_Bhw.mT, m1_Bhw.mT, m0_Bhw.mT).mT
-        maps_BKChw = self._trunks(x_B50hw.contiguous(), (a0_Bhw * rows * columns).contiguous())
-        if variant is not None:
-            maps_BKChw = maps_BKChw * variant_weight(a0_Bhw, variant)[:, None, None]
-        return maps_BKChw * m1_Bhw[:, None, None]
-
-    def _trunks(self, x_B50hw: Tensor, attention_KBhw: Tensor) -> Tensor:
+    def trunks(self, x_B50hw: Tensor, attention_KBhw: Tensor) -> Tensor:
         B, _, h, w = x_B50hw.shape
         scratch = self._workspace_for(h, w)
         maps_BKChw = x_B50hw.new_empty(B, len(self.weights), self.classes, h, w)
@@ -101,21 +71,6 @@ class FusedEnsemble(nn.Module):
             floats = self.library.functions.fused_path_workspace(h, w, TRUNK_CHANNELS)
             self._workspace = {(h, w): workspace(floats)}
         return self._workspace[h, w]
-
-
-class _Attentions(nn.Module):
-    """The same attention layer of K paths at once: ``[B, H, W]`` -> ``[K, B, H, W]``."""
-
-    def __init__(self, layers: list[RowAttention]) -> None:
-        super().__init__()
-        with torch.no_grad():
-            pairs = [layer.coefficients() for layer in layers]
-            self.scales = torch.stack([scales for scales, _ in pairs], dim=1)[..., None, None, None]
-            self.weights = torch.stack([weights for _, weights in pairs], dim=1)[..., None, None, None]
-            self.bias = torch.stack([layer.bias for layer in layers])[..., None, None]
-
-    def forward(self, a0_BHW: Tensor, m1_BHW: Tensor, m0_BHW: Tensor) -> Tensor:
-        return attend(a0_BHW, m1_BHW, m0_BHW, self.scales.unbind(), self.weights.unbind(), self.bias)
 
 
 @torch.no_grad()

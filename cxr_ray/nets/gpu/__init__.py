@@ -1,5 +1,6 @@
-"""Module 1 for GPUs as Triton kernels; torch does the work where triton is missing or a chip is not up to it.
+"""The network for GPUs: Triton kernels, CUDA graphs; torch does the work where they are missing or not up to it.
 
-``half_blocks`` are the kernels, ``packing`` their weights, ``segmenter`` puts them in order; all three need triton.
-``network`` does not, and imports the others only where they are used.
+``half_blocks`` are the kernels, ``packing`` their weights, ``launches`` calls them for a chain of blocks, ``segmenter``
+(Module 1) and ``ensemble`` (Module 2) are such chains; all five need triton. ``network`` does not, and imports the
+others only where they are used; ``replay`` records a network as a CUDA graph.
 """

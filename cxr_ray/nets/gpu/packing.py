@@ -1,28 +1,34 @@
-"""Weights of a residual block as the Triton kernels read them: batch norms folded, channels in groups."""
+"""Weights of a residual block as the Triton kernels read them: batch norms folded, channels in groups, all padded."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from cxr_ray.nets.folding import fold
 from cxr_ray.nets.fused.packing import scale_and_shift
 from cxr_ray.nets.layers import BatchNorm, Branch, ResidualBlock
 
-GROUP, GROUPS = 16, 3
-"""Channels of a group, the filters of a branch; groups, the branches. An input of one channel is a group of its own."""
+LEAST = 16
+"""Channels or filters that a matrix product of a kernel takes at least; their number is a power of two."""
 
 
 class PackedBranch(nn.Module):
-    """Branch ``place`` of ``block``, and its third of what follows.
+    """Branch ``place`` of ``block``, and its part of what follows.
 
     Buffers, all with the output channel last; G groups of C channels come in, F filters go out, k is the kernel's size.
-    Depthwise kernels and everything that is added are float32, matrices have the storage type.
+    Depthwise kernels and everything that is added are float32, matrices have the storage type. What is padded is zero.
 
     Args:
-        after: ``[2, GROUPS * F]``, for what is done with the block's output: scale and shift of the next block's
-            first norm, or the head's matrix.
+        after: ``[2, outputs of the block]``, for what is done with them: scale and shift of the next block's first
+            norm, or the head's matrix.
         dtype: storage type.
+        group: C, except where one channel comes in.
+
+    Attributes:
+        filters: of the branch, before padding.
+        first: the first channel of the block's output that is the branch's.
     """
 
     first_weights: Tensor
@@ -36,13 +42,15 @@ class PackedBranch(nn.Module):
     second_matrix: Tensor
     """[F, F]"""
     shortcut: Tensor
-    """[G, C, F], its norm folded in."""
+    """[G, C, F], its norm folded in; no groups where the branches are added up and another one brings it."""
     bias: Tensor
     """[F], of shortcut and second matrix."""
     after: Tensor
     """[2, F]"""
 
-    def __init__(self, block: ResidualBlock, place: int, after: Tensor, dtype: torch.dtype) -> None:
+    def __init__(
+        self, block: ResidualBlock, place: int, after: Tensor, dtype: torch.dtype, group: int
+    ) -> None:
         super().__init__()
         branch = block.branches[place]
         assert isinstance(branch, Branch)
@@ -51,38 +59,57 @@ class PackedBranch(nn.Module):
         self.kernel, self.dilation = branch.first.depthwise.kernel_size[0], branch.first.depthwise.dilation[0]
         first_matrix, first_bias = fold(branch.first.pointwise, branch.norm)
         shortcut, shortcut_bias = fold(block.shortcut, block.shortcut_norm)
-        last_bias = branch.second.pointwise.bias
-        assert last_bias is not None
-        own = slice(place * GROUP, (place + 1) * GROUP)
+        bias = branch.second.pointwise.bias
+        assert bias is not None
+        self.filters = len(bias)
+        self.first = place * self.filters if block.merge == "concat" else 0
+        own = slice(self.first, self.first + self.filters)
+        grouped = _grouped(shortcut[own].flatten(1).t(), group)
+        if block.merge == "concat" or place == 0:
+            bias = bias + shortcut_bias[own]
+        else:
+            grouped = grouped[:0]
+        wide = power_of_two(self.filters)
         arrays = {
-            "first_weights": _grouped(branch.first.depthwise.weight.flatten(1)).transpose(1, 2),
-            "first_matrix": _grouped(first_matrix.flatten(1).t()).to(dtype),
-            "first_bias": first_bias,
-            "second_weights": branch.second.depthwise.weight.flatten(1).t(),
-            "second_matrix": branch.second.pointwise.weight.flatten(1).t().to(dtype),
-            "shortcut": _grouped(shortcut[own].flatten(1).t()).to(dtype),
-            "bias": shortcut_bias[own] + last_bias,
-            "after": after[:, own].float(),
+            "first_weights": _grouped(branch.first.depthwise.weight.flatten(1), group).transpose(1, 2),
+            "first_matrix": _wide(_grouped(first_matrix.flatten(1).t(), group), wide).to(dtype),
+            "first_bias": _wide(first_bias, wide),
+            "second_weights": _wide(branch.second.depthwise.weight.flatten(1).t(), wide),
+            "second_matrix": _wide(_grouped(branch.second.pointwise.weight.flatten(1).t(), wide)[0], wide).to(
+                dtype
+            ),
+            "shortcut": _wide(grouped, wide).to(dtype),
+            "bias": _wide(bias, wide),
+            "after": _wide(after[:, own].float(), wide),
         }
         for name, array in arrays.items():
             self.register_buffer(name, array.detach().contiguous())
 
 
-def pack_blocks(blocks: nn.ModuleList, head: nn.Conv2d, dtype: torch.dtype) -> nn.ModuleList:
-    """The branches of one block after the other."""
+def pack_blocks(blocks: list[ResidualBlock], head: Tensor, dtype: torch.dtype, group: int) -> nn.ModuleList:
+    """The branches of one block after the other. ``head``: ``[2, outputs of the last block]``."""
     packed = nn.ModuleList()
-    for i, block in enumerate(blocks):
-        assert isinstance(block, ResidualBlock)
-        after = head.weight.flatten(1)
-        if i + 1 < len(blocks):
-            following = blocks[i + 1]
-            assert isinstance(following, ResidualBlock)
+    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+        after = head
+        if following is not None:
             assert following.pre_norm is not None
             after = torch.stack(scale_and_shift(following.pre_norm))
-        packed.append(nn.ModuleList(PackedBranch(block, q, after, dtype) for q in range(len(block.branches))))
+        branches = range(len(block.branches))
+        packed.append(nn.ModuleList(PackedBranch(block, q, after, dtype, group) for q in branches))
     return packed
 
 
-def _grouped(array: Tensor) -> Tensor:
+def power_of_two(channels: int) -> int:
+    """The least size of a tile that holds so many channels."""
+    return max(LEAST, 1 << (channels - 1).bit_length())
+
+
+def _grouped(array: Tensor, group: int) -> Tensor:
     """``[inputs, n]`` -> ``[G, C, n]``."""
-    return array.unflatten(0, (-1, min(len(array), GROUP)))
+    size = group if len(array) > 1 else 1
+    return F.pad(array, (0, 0, 0, -len(array) % size)).unflatten(0, (-1, size))
+
+
+def _wide(array: Tensor, width: int) -> Tensor:
+    """The last axis padded to ``width``."""
+    return F.pad(array, (0, width - array.shape[-1]))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-FILTERS = tl.constexpr(16)
 SLOPE = tl.constexpr(0.1)
 ROWS = tl.constexpr(4)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
@@ -32,15 +31,15 @@ def places(W: tl.tensor, D: tl.constexpr, PIXELS: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def load_matrix(matrix: tl.tensor, CHANNELS: tl.constexpr) -> tl.tensor:
+def load_matrix(matrix: tl.tensor, CHANNELS: tl.constexpr, FILTERS: tl.constexpr) -> tl.tensor:
     """[CHANNELS, FILTERS]"""
     return tl.load(matrix + tl.arange(0, CHANNELS)[:, None] * FILTERS + tl.arange(0, FILTERS)[None, :])
 
 
 @triton.jit
 def multiply(x: tl.tensor, matrix: tl.tensor, total: tl.tensor) -> tl.tensor:
-    """``total`` [PIXELS, FILTERS] plus the 1x1 convolution of ``x`` [PIXELS, C] with ``matrix`` [C, FILTERS]; C is
-    ``FILTERS``, then ``x`` is rounded to the type of the matrix, or 1."""
+    """``total`` [PIXELS, FILTERS] plus the 1x1 convolution of ``x`` [PIXELS, C] with ``matrix`` [C, FILTERS]; C
+    is 16 or more, then ``x`` is rounded to the type of the matrix, or 1."""
     if x.shape[1] == 1:
         total += x * matrix
     else:
