@@ -4,7 +4,7 @@
     python bench/model.py --device cuda [--batch 64]
 
 Every form runs the same nets: ``eager`` as they are defined, ``torch`` folded and in strips, ``fused`` compiled (on
-a GPU: Module 1 as Triton kernels). On a CPU ``--processes`` processes of one thread each score side by side, as the
+a GPU: Triton kernels, recorded). On a CPU ``--processes`` processes of one thread each score side by side, as the
 pipeline runs them; forms take turns, round by round, so that a machine whose speed drifts is fair to all. Prints
 images/s, ratios, CPU and memory; then milliseconds per stage in one process; then the floor: arithmetic and traffic of
 the nets, and this machine's measured best at both.
@@ -35,19 +35,26 @@ ENGINES = {"cpu": "fused", "cuda": "triton"}
 DIFFERENT_IMAGES = 16
 
 
-def make_scorer(form: str, weights: str, device: str, batch: int | None) -> Any:
-    """A scorer whose network has one of ``FORMS``."""
+def make_scorer(form: str, arguments: argparse.Namespace) -> Any:
+    """A scorer as the pipeline makes it, whose network has one of ``FORMS``."""
     from cxr_ray.scorer import Scorer, network_of
     from cxr_ray.weights import load_bundle
 
-    bundle = load_bundle(weights)
-    scorer = Scorer(bundle, device=device, compute_batch=batch, fused=form == "fused")
+    bundle = load_bundle(arguments.weights)
+    scorer = Scorer(
+        bundle,
+        device=arguments.device,
+        dtype=arguments.dtype if form == "fused" else "float32",
+        compute_batch=arguments.batch,
+        fused=form == "fused",
+        keep_lung_probability=False,
+    )
     if form == "fused" and scorer.engine != ENGINES[scorer.device.type]:
         raise SystemExit(
             f"no {ENGINES[scorer.device.type]} kernels here (README, installation); name other --forms"
         )
     if form == "eager":
-        scorer._network = network_of(bundle, mask_style=scorer.mask_style).to(device)
+        scorer._network = network_of(bundle, mask_style=scorer.mask_style).to(arguments.device)
     return scorer
 
 
@@ -63,8 +70,8 @@ def images(count: int) -> np.ndarray:
 
 def work(form: str, arguments: argparse.Namespace, ready: Any, go: Any, answers: Any) -> None:
     """One process: make a scorer, then on every signal score for a time and tell of it."""
-    scorer = make_scorer(form, arguments.weights, arguments.device, arguments.batch)
-    pixels = images(scorer.micro_batch if arguments.device == "cuda" else 4)
+    scorer = make_scorer(form, arguments)
+    pixels = images(4 * scorer.micro_batch)  # as the pipeline calls it
     scorer.score(pixels)
     ready.release()
     while go.get():
@@ -127,7 +134,7 @@ def stages(arguments: argparse.Namespace) -> None:
 
     print("\n| form | " + " | ".join(STAGES) + " | whole |\n" + "| --- " * (len(STAGES) + 2) + "|")
     for form in arguments.forms:
-        scorer = make_scorer(form, arguments.weights, arguments.device, arguments.batch)
+        scorer = make_scorer(form, arguments)
         pixels = images(scorer.micro_batch)
         scorer.score(pixels)
         network, batch = scorer._network, torch.from_numpy(pixels).to(scorer.device)
@@ -206,6 +213,7 @@ def main() -> None:
     )
     parser.add_argument("--weights", default="default")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", help="of the fused form on a GPU")
     parser.add_argument("--batch", type=int, help="images per call on a GPU")
     parser.add_argument("--forms", nargs="+", choices=FORMS)
     parser.add_argument("--processes", type=int, help="default: 2 on a CPU, 1 on a GPU")
