@@ -49,8 +49,7 @@ def pictures(output: str | None) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
         films = np.stack([preprocess(phantom(np.random.default_rng(seed))) for seed in range(16)])
         scores = Scorer(load_bundle("default")).score(films)
-        encoded = [map_encoding.encode_heat_map(evidence)[0] for evidence in scores.evidence_map]
-        return [levels(png) for png in encoded], list(scores.lung_mask)
+        return list(scores.heat_map), list(scores.lung_mask)
     table = pads.dataset(f"{output}/scores").head(ROWS, columns=["heat_map", "lung_mask"]).drop_null()
     maps = [levels(png) for png in table.column("heat_map").to_pylist()]
     return maps, [decode_lung_mask_png(png) for png in table.column("lung_mask").to_pylist()]

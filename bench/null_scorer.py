@@ -33,8 +33,9 @@ class NullScorer:
 
     def __init__(self, seconds_per_image: float = 0.0) -> None:
         self.seconds_per_image = seconds_per_image
-        rows, columns = np.mgrid[0:75, 0:85].astype(np.float32)
-        self.evidence = 20 * np.sin(rows / 9) * np.cos(columns / 7) + rows / 10
+        rows, columns = np.mgrid[0:75, 0:85]
+        evidence = 20 * np.sin(rows / 9) * np.cos(columns / 7) + rows / 10
+        self.levels = np.rint((evidence - evidence.min()) / np.ptp(evidence) * 255).astype(np.uint8)
         mask = np.zeros((ROWS, COLUMNS), np.uint8)
         cv2.ellipse(mask, (105, 150), (55, 110), 0, 0, 360, 1, -1)
         cv2.ellipse(mask, (235, 150), (55, 110), 0, 0, 360, 1, -1)
@@ -53,8 +54,11 @@ class NullScorer:
             p_std=half,
             class_probs=np.full((batch, 2), 0.5, np.float32),
             lung_fraction=half,
-            lung_probability=np.broadcast_to(np.float32(0.5), (batch, ROWS, COLUMNS)),
-            evidence_map=np.broadcast_to(self.evidence, (batch, *self.evidence.shape)),
+            lung_probability=np.empty((batch, 0, 0), np.float32),
+            evidence_map=np.empty((batch, 0, 0), np.float32),
+            heat_map=np.broadcast_to(self.levels, (batch, *self.levels.shape)),
+            heat_lo=np.zeros(batch, np.float32),
+            heat_hi=np.full(batch, 30, np.float32),
             lung_mask=np.broadcast_to(self.mask, (batch, ROWS, COLUMNS)),
             has_lungs=np.ones(batch, bool),
         )

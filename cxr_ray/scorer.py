@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from cxr_ray.errors import RunFailed, UsageError
 from cxr_ray.nets.ensemble import Ensemble, class_logits, log_odds
+from cxr_ray.nets.evidence import evidence, grey_levels
 from cxr_ray.nets.folding import fold_blocks, free_scratch
 from cxr_ray.nets.fused.library import find_library
 from cxr_ray.nets.fused.network import fuse
 from cxr_ray.nets.gate import pool_mask
 from cxr_ray.nets.gpu.network import accelerate, has_triton
 from cxr_ray.nets.gpu.replay import Replay, recorded, to_host
-from cxr_ray.nets.heat_maps import evidence
 from cxr_ray.nets.network import Activations, Network
 from cxr_ray.nets.path import Variant
 from cxr_ray.nets.segmenter import Segmenter
@@ -74,7 +74,13 @@ class Scores:
     lung_probability: NDArray[np.float32]
     """[B, 300, 340] Module 1, before gate and quantisation; [B, 0, 0] from a scorer that does not keep it."""
     evidence_map: NDArray[np.float32]
-    """[B, 75, 85] ensemble map of the positive class minus the mean of the others."""
+    """[B, 75, 85] ensemble map of the positive class minus the mean of the others; [B, 0, 0] likewise."""
+    heat_map: NDArray[np.uint8]
+    """[B, 75, 85] the evidence map in 8 bits, over its own range."""
+    heat_lo: NDArray[np.float32]
+    """[B] its value at level 0 of ``heat_map``."""
+    heat_hi: NDArray[np.float32]
+    """[B] its value at level 255; equal to ``heat_lo`` where the map is constant."""
     lung_mask: NDArray[np.bool_]
     """[B, 300, 340] gated (and quantised) mask above the bundle's threshold."""
     has_lungs: NDArray[np.bool_]
@@ -98,7 +104,8 @@ class Scorer:
         fused: on a CPU, use the compiled form of both modules where it was built; on a GPU, Triton kernels where
             triton is installed and they pass a check here and now, and the network recorded as a CUDA graph. They agree
             with torch's within 1e-5.
-        keep_lung_probability: return it, the largest array by far.
+        keep_floats: return lung_probability and evidence_map, four fifths of all bytes. What a row of the score table
+            needs, mask and 8-bit heat map, is made on the device in any case.
 
     Attributes:
         engine: ``fused`` or ``triton`` where that form is in use, else ``torch``. Together with the device model it
@@ -124,7 +131,7 @@ class Scorer:
         mask_style: str | None = None,
         quantise_mask: bool = True,
         fused: bool = True,
-        keep_lung_probability: bool = True,
+        keep_floats: bool = True,
     ) -> None:
         meta = bundle.meta
         self.bundle = bundle
@@ -143,7 +150,7 @@ class Scorer:
         self.threads = _check_count("threads", DEFAULT_THREADS if threads is None else threads)
         self.mask_style = meta.mask_style if mask_style is None else mask_style
         self.quantise_mask = quantise_mask
-        self.keep_lung_probability = keep_lung_probability
+        self.keep_floats = keep_floats
         check_dtype(dtype, self.device.type if fused else "cpu")
         if self.mask_style not in bundle.segmenters:
             raise UsageError(
@@ -226,9 +233,8 @@ class Scorer:
         if self._records and self._replay is None:
             self._record()
         if self._replay is None:
-            result: Activations = self._network(
-                torch.from_numpy(self._batch(pixels_BHW, start)).to(self.device)
-            )
+            # Not from_numpy, which warns of arrays that may not be written to.
+            result: Activations = self._network(torch.tensor(self._batch(pixels_BHW, start)).to(self.device))
             return result
         if not self._replay.waiting:
             self._replay.upload(self._batch(pixels_BHW, start))
@@ -238,9 +244,10 @@ class Scorer:
         return result
 
     def _batch(self, pixels_BHW: NDArray[np.uint8], start: int) -> NDArray[np.uint8]:
-        """Images from ``start`` on, filled up."""
+        """Images from ``start`` on, filled up; those of the caller where nothing is to fill."""
         chunk = pixels_BHW[start : start + self.micro_batch]
-        return np.concatenate((chunk, self._filler(self.micro_batch - len(chunk))))
+        missing = self.micro_batch - len(chunk)
+        return np.concatenate((chunk, self._filler(missing))) if missing else chunk
 
     def _record(self) -> None:
         """Record the network for the present ``micro_batch``, or never again where it computes something else so."""
@@ -281,6 +288,9 @@ class Scorer:
         class_probs = logits.softmax(dim=-1)
         p_std = path_logits.sigmoid().std(dim=-1, correction=0)
         lung_fraction = (batch.lung_probability > LUNG_PROBABILITY).float().mean(dim=(1, 2))
+        evidence_map = evidence(batch.ensemble_map, positive)
+        heat_map, heat_lo, heat_hi = grey_levels(evidence_map)
+        left_out = lung_fraction.new_empty(len(lungs), 0, 0)
         arrays = {
             "p_covid": class_probs[:, positive].masked_fill(unscored, torch.nan),
             "logit": log_odds(logits, positive).masked_fill(unscored, torch.nan),
@@ -288,18 +298,16 @@ class Scorer:
             "p_std": p_std.masked_fill(unscored, torch.nan),
             "class_probs": class_probs.masked_fill(unscored[:, None], torch.nan),
             "lung_fraction": lung_fraction,
-            "lung_probability": batch.lung_probability
-            if self.keep_lung_probability
-            else lung_fraction.new_empty(len(lungs), 0, 0),
+            "lung_probability": batch.lung_probability if self.keep_floats else left_out,
+            "evidence_map": evidence_map if self.keep_floats else left_out,
+            "heat_map": heat_map,
+            "heat_lo": heat_lo,
+            "heat_hi": heat_hi,
             "lung_mask": lungs,
             "has_lungs": has_lungs,
-            "ensemble_map": batch.ensemble_map,
         }
-        found = {
-            name: np.ascontiguousarray(array.numpy())
-            for name, array in to_host({name: array[:size] for name, array in arrays.items()}).items()
-        }
-        return Scores(evidence_map=evidence(found.pop("ensemble_map"), positive), **found)
+        found = to_host({name: array[:size] for name, array in arrays.items()})
+        return Scores(**{name: np.ascontiguousarray(array.numpy()) for name, array in found.items()})
 
     def _filler(self, count: int) -> NDArray[np.uint8]:
         return np.full((count, self.meta.rows, self.meta.columns), PADDING_GREY, dtype=np.uint8)

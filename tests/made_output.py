@@ -14,6 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from encoded_maps import levels_of
 
 from cxr_ray.archives.inputs import image_id_of
 from cxr_ray.archives.listing import list_archive
@@ -62,7 +63,7 @@ class MadeScorer:
             class_probs=np.stack([p_covid, 1 - p_covid], axis=1).astype(np.float32),
             p_std=np.full(count, 0.01, np.float32),
             lung_fraction=np.full(count, lungs_HW.mean(), np.float32),
-            evidence_map=evidence - 128,
+            **levels_of(evidence - 128),
             lung_mask=np.repeat(lungs_HW[None], count, axis=0),
             has_lungs=np.ones(count, bool),
         )

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from cxr_ray.nets.heat_maps import evidence, rebuild
+from cxr_ray.nets.heat_maps import rebuild
 from cxr_ray.preprocess import resize_bilinear
 
 
@@ -44,12 +44,6 @@ def test_an_empty_mask_or_a_constant_map_gives_nan() -> None:
     evidence_hw, mask = made()
     assert np.isnan(rebuild(evidence_hw, np.zeros_like(mask)).difference).all()
     assert np.isnan(rebuild(np.ones_like(evidence_hw), mask).positive).all()
-
-
-def test_evidence_of_two_and_of_three_classes() -> None:
-    maps = np.random.default_rng(1).normal(size=(2, 3, 4, 5)).astype(np.float32)
-    assert np.array_equal(evidence(maps[:, :2], 0), maps[:, 0] - maps[:, 1])
-    assert np.allclose(evidence(maps, 1), maps[:, 1] - (maps[:, 0] + maps[:, 2]) / 2, atol=1e-6)
 
 
 def test_pictures_need_no_torch() -> None:

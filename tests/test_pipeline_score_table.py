@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from encoded_maps import levels_of
 from made_calibration import MADE
 
 from cxr_ray.archives.storage import open_storage
@@ -17,7 +18,13 @@ from cxr_ray.errors import PublishConflict
 from cxr_ray.pipeline.identity import KIND_SCORES
 from cxr_ray.pipeline.parts import PartFooter, encode_part, finished_table, publish_part
 from cxr_ray.pipeline.publish import Publisher
-from cxr_ray.pipeline.score_table import NUMBER_FIELDS, PICTURE_FIELDS, SCORE_SCHEMA, score_values
+from cxr_ray.pipeline.score_table import (
+    NUMBER_FIELDS,
+    PICTURE_FIELDS,
+    RANGE_FIELDS,
+    SCORE_SCHEMA,
+    score_values,
+)
 from cxr_ray.pipeline.score_unit import score_unit
 from cxr_ray.shards import QUARANTINED, READY, table_of
 
@@ -49,7 +56,7 @@ class FixedScorer:
             "class_probs": np.stack([first, 1 - first], axis=1),
             "p_std": np.zeros(batch, np.float32),
             "lung_fraction": np.full(batch, 0.3, np.float32),
-            "evidence_map": np.linspace(0, 1, 75 * 85, dtype=np.float32).reshape(1, 75, 85).repeat(batch, 0),
+            **levels_of(np.linspace(0, 1, 75 * 85).reshape(1, 75, 85).repeat(batch, 0)),
             "lung_mask": np.ones((batch, 300, 340), bool),
             "has_lungs": np.ones(batch, bool),
         }
@@ -77,7 +84,7 @@ def test_every_row_comes_out_with_its_own_score() -> None:
     assert [row["image_id"] for row in rows] == sorted(row["image_id"] for row in rows)
     for row in rows:
         if row["status"] == QUARANTINED:
-            assert all(row[field.name] is None for field in (*NUMBER_FIELDS, *PICTURE_FIELDS))
+            assert all(row[field.name] is None for field in (*NUMBER_FIELDS, *RANGE_FIELDS, *PICTURE_FIELDS))
         else:
             assert row["p_covid"] == pytest.approx((99 - int(row["image_id"], 16)) / 255)
             assert row["flags"] == ["colour"]
@@ -117,14 +124,15 @@ def test_no_lungs_is_quarantined_and_keeps_its_lung_fraction() -> None:
     assert "p_covid" not in values
 
 
-def test_a_score_that_is_no_number_is_quarantined() -> None:
-    scorer = FixedScorer(p_covid=[np.nan])
+@pytest.mark.parametrize("name", ["p_covid", "logit", "p_std", "heat_lo", "heat_hi"])
+def test_a_score_that_is_no_number_is_quarantined(name: str) -> None:
+    scorer = FixedScorer(**{name: [np.nan]})
     values = score_values(scorer.score(np.zeros((1, 300, 340), np.uint8)), 0, min_lung_fraction=0.08)
     assert values["reason"] == "nonfinite_score"
 
 
 def test_small_lungs_and_constant_maps_are_flags() -> None:
-    scorer = FixedScorer(lung_fraction=[0.05], evidence_map=np.zeros((1, 75, 85), np.float32))
+    scorer = FixedScorer(lung_fraction=[0.05], **levels_of(np.zeros((1, 75, 85))))
     values = score_values(scorer.score(np.zeros((1, 300, 340), np.uint8)), 0, min_lung_fraction=0.08)
     assert values["status"] == "scored"
     assert values["add_flags"] == ["lungs_small", "map_constant"]

@@ -11,13 +11,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from encoded_maps import heat_columns
 from made_output import IDENTITY, make_output
 
 from cxr_ray.decode import decode
 from cxr_ray.errors import OutputError, UsageError
 from cxr_ray.phantoms import write_sample_archive
 from cxr_ray.pipeline.identity import KIND_SHARDS, Identity
-from cxr_ray.pipeline.map_encoding import encode_heat_map, encode_lung_mask
+from cxr_ray.pipeline.map_encoding import encode_lung_mask
 from cxr_ray.preprocess import preprocess
 from cxr_ray.results import open_scores, render_images
 from cxr_ray.results.figure import NOTICE, draw_figure
@@ -53,7 +54,6 @@ def made_row(**changes: Any) -> dict[str, Any]:
     evidence = np.tile(np.linspace(-1, 1, 85, dtype=np.float32), (75, 1))
     mask = np.zeros((300, 340), bool)
     mask[50:250, 20:120] = mask[50:250, 220:320] = True
-    png, lo, hi = encode_heat_map(evidence)
     row = {
         "image_id": "0" * 32,
         "p_covid": 0.75,
@@ -62,9 +62,7 @@ def made_row(**changes: Any) -> dict[str, Any]:
         "decision": None,
         "image_rows": 300,
         "image_columns": 340,
-        "heat_lo": lo,
-        "heat_hi": hi,
-        "heat_map": png,
+        **heat_columns(evidence),
         "lung_mask": encode_lung_mask(mask),
     }
     return {**row, **changes}
@@ -122,8 +120,7 @@ def test_the_original_aspect_ratio_is_restored() -> None:
 def test_without_the_image_the_outline_is_drawn_and_undefined_maps_are_said() -> None:
     plain = picture(draw_figure(made_row(), None))
     assert plain.max() > 100
-    png, lo, hi = encode_heat_map(np.ones((75, 85), np.float32))
-    undefined = made_row(heat_map=png, heat_lo=lo, heat_hi=hi)
+    undefined = made_row(**heat_columns(np.ones((75, 85))))
     assert not np.array_equal(picture(draw_figure(undefined, None)), plain)
 
 

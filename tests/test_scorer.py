@@ -68,12 +68,16 @@ def test_shapes_and_types(scorer: Scorer) -> None:
         "lung_fraction": (2,),
         "lung_probability": (2, 300, 340),
         "evidence_map": (2, 75, 85),
+        "heat_map": (2, 75, 85),
+        "heat_lo": (2,),
+        "heat_hi": (2,),
         "lung_mask": (2, 300, 340),
         "has_lungs": (2,),
     }
     assert {name: getattr(scores, name).shape for name in NAMES} == expected
     for name in NAMES:
-        assert getattr(scores, name).dtype == (np.bool_ if name in ("lung_mask", "has_lungs") else np.float32)
+        others = {"lung_mask": np.bool_, "has_lungs": np.bool_, "heat_map": np.uint8}
+        assert getattr(scores, name).dtype == others.get(name, np.float32)
         assert getattr(scores, name).flags.c_contiguous
 
 
@@ -101,6 +105,10 @@ def test_the_scores_of_an_image_fit_together(scorer: Scorer) -> None:
     assert np.array_equal(scores.evidence_map, maps[:, 0] - maps[:, 1])
     assert scores.p_std.min() > 0
     assert np.ptp(scores.evidence_map) > 0
+    assert np.array_equal(scores.heat_hi, scores.evidence_map.max(axis=(1, 2)))
+    low, high = (ends.astype(np.float64)[:, None, None] for ends in (scores.heat_lo, scores.heat_hi))
+    levels = np.rint((scores.evidence_map - low) / (high - low) * 255)
+    assert np.array_equal(scores.heat_map, levels.astype(np.uint8))
 
 
 def test_neighbours_place_and_call_do_not_change_a_bit(published: Scorer, shared_dir: Path) -> None:
@@ -378,7 +386,7 @@ def test_a_dtype_that_a_device_cannot_serve_is_refused(bundle: Bundle, dtype: st
         Scorer(bundle, dtype=dtype)
 
 
-def test_the_lung_probability_can_be_left_out(scorer: Scorer, bundle: Bundle) -> None:
-    lean, whole = Scorer(bundle, keep_lung_probability=False).score(frames(2)), scorer.score(frames(2))
-    assert lean.lung_probability.shape == (2, 0, 0)
-    assert differing(dataclasses.replace(lean, lung_probability=whole.lung_probability), whole) == []
+def test_what_no_row_needs_can_be_left_out(scorer: Scorer, bundle: Bundle) -> None:
+    lean, whole = Scorer(bundle, keep_floats=False).score(frames(2)), scorer.score(frames(2))
+    assert lean.lung_probability.shape == lean.evidence_map.shape == (2, 0, 0)
+    assert differing(lean, whole) == ["lung_probability", "evidence_map"]

@@ -26,12 +26,6 @@ class HeatMaps:
     """-1 to 1: positive - negative."""
 
 
-def evidence(ensemble_map_BChw: NDArray[np.float32], positive: int) -> NDArray[np.float32]:
-    """``[B, C, h, w]`` -> ``[B, h, w]``: map of class ``positive`` minus the mean of the other classes' maps."""
-    others = [c for c in range(ensemble_map_BChw.shape[1]) if c != positive]
-    return ensemble_map_BChw[:, positive] - ensemble_map_BChw[:, others].mean(axis=1)
-
-
 def rebuild(evidence_hw: NDArray[np.floating], lung_mask_HW: NDArray[np.bool_]) -> HeatMaps:
     """The three maps at full resolution, from the evidence map (also one stored in 8 bits) and the lung mask.
 

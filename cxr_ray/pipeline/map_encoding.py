@@ -1,4 +1,4 @@
-"""Evidence maps and lung masks as the small PNGs of the score table (DESIGN section 4).
+"""8-bit evidence maps and lung masks as the small PNGs of the score table (DESIGN section 4).
 
 Encoding serves the pipeline, decoding serves ``results``; both live here so that they cannot drift apart.
 NumPy and OpenCV only. For one version of OpenCV the bytes are a pure function of the values.
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_ray.errors import NonfiniteScore, OutputError
+from cxr_ray.errors import OutputError
 
 EVIDENCE_SHAPE: Final = (75, 85)
 MASK_SHAPE: Final = (300, 340)
@@ -35,31 +35,18 @@ _MASK_PNG: Final = (
 )
 
 
-def encode_heat_map(evidence_HW: NDArray[np.floating]) -> tuple[bytes, float, float]:
-    """Quantise an evidence map to 8 bits over its own range.
-
-    Args:
-        evidence_HW: ``[75, 85]``, any float type, in units of the ensemble map: positive class minus the mean
-            of the others.
-
-    Returns:
-        ``(png, heat_lo, heat_hi)``: an 8-bit grey PNG and the values of grey levels 0 and 255, both exactly
-        representable in float32. ``heat_lo == heat_hi`` says that the map is constant (all grey levels 0).
+def encode_heat_map(levels_HW: NDArray[np.uint8]) -> bytes:
+    """Grey levels ``[75, 85]`` of an evidence map (``cxr_ray.nets.evidence.grey_levels``) as an 8-bit grey PNG.
 
     Raises:
-        NonfiniteScore: NaN or infinity in the map.
-        ValueError: another shape.
+        ValueError: another shape or dtype.
     """
-    evidence_HW = np.asarray(evidence_HW, dtype=np.float32)
-    if evidence_HW.shape != EVIDENCE_SHAPE:
-        raise ValueError(f"expected an evidence map of shape {EVIDENCE_SHAPE}, got {evidence_HW.shape}")
-    lo, hi = float(evidence_HW.min()), float(evidence_HW.max())
-    if not (np.isfinite(lo) and np.isfinite(hi)):
-        raise NonfiniteScore("the evidence map holds NaN or infinite values")
-    span = hi - lo
-    # float64: in float32 the span of two huge values overflows and a tiny one loses the levels.
-    levels_HW = (evidence_HW.astype(np.float64) - lo) / span * 255.0 if span > 0 else np.zeros(EVIDENCE_SHAPE)
-    return _encode(np.rint(levels_HW).astype(np.uint8), _HEAT_PNG), lo, hi
+    levels_HW = np.asarray(levels_HW)
+    if levels_HW.shape != EVIDENCE_SHAPE or levels_HW.dtype != np.uint8:
+        raise ValueError(
+            f"expected uint8 levels of shape {EVIDENCE_SHAPE}, got {levels_HW.dtype} {levels_HW.shape}"
+        )
+    return _encode(levels_HW, _HEAT_PNG)
 
 
 def decode_heat_map_png(png: bytes, heat_lo: float, heat_hi: float) -> NDArray[np.float32]:

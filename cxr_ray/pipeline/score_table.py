@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from cxr_ray.calibration import Readout
 from cxr_ray.errors import NoLungs, NonfiniteScore
-from cxr_ray.pipeline.map_encoding import encode_heat_map, encode_lung_mask
+from cxr_ray.pipeline.map_encoding import EVIDENCE_SHAPE, MASK_SHAPE, encode_heat_map, encode_lung_mask
 from cxr_ray.shards import FACT_FIELDS, PROVENANCE_FIELDS, QUARANTINED, STATUS_FIELDS
 
 SCORE_SCHEMA_VERSION = 1
@@ -38,27 +38,26 @@ NUMBER_FIELDS: tuple[pa.Field, ...] = (
     pa.field("lung_fraction", pa.float32()),
 )
 
+#: The values of grey levels 0 and 255 of heat_map.
+RANGE_FIELDS: tuple[pa.Field, ...] = (pa.field("heat_lo", pa.float32()), pa.field("heat_hi", pa.float32()))
+
 PICTURE_FIELDS: tuple[pa.Field, ...] = (
-    pa.field("heat_lo", pa.float32()),
-    pa.field("heat_hi", pa.float32()),
     pa.field("heat_map", pa.binary()),
     pa.field("lung_mask", pa.binary()),
 )
 
-SCORE_SCHEMA = pa.schema([*FACT_FIELDS, *STATUS_FIELDS, *NUMBER_FIELDS, *PROVENANCE_FIELDS, *PICTURE_FIELDS])
+SCORE_SCHEMA = pa.schema(
+    [*FACT_FIELDS, *STATUS_FIELDS, *NUMBER_FIELDS, *PROVENANCE_FIELDS, *RANGE_FIELDS, *PICTURE_FIELDS]
+)
 
 #: Between the scorer and publication: raw maps, so that PNG encoding stays off the scoring actor.
-#: ``evidence`` is float32 [75, 85]; ``lung_bits`` is the boolean mask [300, 340] packed by ``np.packbits``.
+#: ``heat_levels`` is uint8 [75, 85]; ``lung_bits`` is the boolean mask [300, 340] packed by ``np.packbits``.
 RAW_FIELDS: tuple[pa.Field, ...] = (
-    pa.field("evidence", pa.binary()),
+    pa.field("heat_levels", pa.binary()),
     pa.field("lung_bits", pa.binary()),
 )
 
-SCORED_UNIT_SCHEMA = pa.schema([*FACT_FIELDS, *STATUS_FIELDS, *NUMBER_FIELDS, *RAW_FIELDS])
-
-_EVIDENCE_SHAPE = (75, 85)
-_MASK_SHAPE = (300, 340)
-
+SCORED_UNIT_SCHEMA = pa.schema([*FACT_FIELDS, *STATUS_FIELDS, *NUMBER_FIELDS, *RANGE_FIELDS, *RAW_FIELDS])
 
 #: Reads nothing out of a score: of a bundle without calibration and thresholds.
 UNCALIBRATED = Readout()
@@ -85,13 +84,13 @@ def score_values(
             "add_flags": [],
         }
     path_logits = np.asarray(scores.path_logits[index], np.float32)
-    evidence = np.asarray(scores.evidence_map[index], np.float32)
-    numbers = np.array([scores.p_covid[index], scores.logit[index], scores.p_std[index]])
-    if not (np.isfinite(numbers).all() and np.isfinite(path_logits).all() and np.isfinite(evidence).all()):
+    heat_lo, heat_hi = float(scores.heat_lo[index]), float(scores.heat_hi[index])
+    numbers = np.array([scores.p_covid[index], scores.logit[index], scores.p_std[index], heat_lo, heat_hi])
+    if not (np.isfinite(numbers).all() and np.isfinite(path_logits).all()):
         detail = "the network returned a value that is not finite"
         return {"status": QUARANTINED, "reason": NonfiniteScore.code, "detail": detail, "add_flags": []}
     flags = [LUNGS_SMALL] if lung_fraction < min_lung_fraction else []
-    if float(evidence.min()) == float(evidence.max()):
+    if heat_lo == heat_hi:
         flags.append(MAP_CONSTANT)
     class_probs = np.asarray(scores.class_probs[index], np.float32)
     return {
@@ -107,27 +106,29 @@ def score_values(
         "class_probs": class_probs.tolist() if class_probs.size > 2 else None,
         "p_std": float(scores.p_std[index]),
         "lung_fraction": lung_fraction,
-        "evidence": np.ascontiguousarray(evidence).tobytes(),
+        "heat_lo": heat_lo,
+        "heat_hi": heat_hi,
+        "heat_levels": np.asarray(scores.heat_map[index], np.uint8).tobytes(),
         "lung_bits": np.packbits(np.asarray(scores.lung_mask[index], bool)).tobytes(),
         "add_flags": flags,
     }
 
 
-def picture_columns(unit: pa.Table) -> dict[str, list[Any]]:
-    """Encode the raw maps of a scored unit: lists for heat_lo, heat_hi, heat_map and lung_mask."""
-    columns: dict[str, list[Any]] = {name: [] for name in ("heat_lo", "heat_hi", "heat_map", "lung_mask")}
-    for evidence, bits in zip(unit.column("evidence"), unit.column("lung_bits"), strict=True):
-        if not evidence.is_valid:
-            values: tuple[Any, ...] = (None, None, None, None)
+def picture_columns(unit: pa.Table) -> dict[str, list[bytes | None]]:
+    """Encode the raw maps of a scored unit: lists for heat_map and lung_mask, None for a row without a score."""
+    columns: dict[str, list[bytes | None]] = {"heat_map": [], "lung_mask": []}
+    for levels, bits in zip(unit.column("heat_levels"), unit.column("lung_bits"), strict=True):
+        if not levels.is_valid:
+            heat_map, lung_mask = None, None
         else:
-            map_HW = np.frombuffer(evidence.as_buffer(), np.float32).reshape(_EVIDENCE_SHAPE)
+            levels_HW = np.frombuffer(levels.as_buffer(), np.uint8).reshape(EVIDENCE_SHAPE)
             mask = np.unpackbits(
-                np.frombuffer(bits.as_buffer(), np.uint8), count=_MASK_SHAPE[0] * _MASK_SHAPE[1]
+                np.frombuffer(bits.as_buffer(), np.uint8), count=MASK_SHAPE[0] * MASK_SHAPE[1]
             )
-            png, low, high = encode_heat_map(map_HW)
-            values = (low, high, png, encode_lung_mask(mask.reshape(_MASK_SHAPE).astype(bool)))
-        for name, value in zip(columns, values, strict=True):
-            columns[name].append(value)
+            heat_map = encode_heat_map(levels_HW)
+            lung_mask = encode_lung_mask(mask.reshape(MASK_SHAPE).astype(bool))
+        columns["heat_map"].append(heat_map)
+        columns["lung_mask"].append(lung_mask)
     return columns
 
 

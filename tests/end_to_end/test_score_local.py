@@ -13,7 +13,7 @@ import pytest
 from made_calibration import MADE
 
 from cxr_ray import load_bundle, open_scores
-from cxr_ray.pipeline.score_table import NUMBER_FIELDS, PICTURE_FIELDS, SCORE_SCHEMA
+from cxr_ray.pipeline.score_table import NUMBER_FIELDS, PICTURE_FIELDS, RANGE_FIELDS, SCORE_SCHEMA
 from cxr_ray.results.recalibrate import MixedCalibration
 from cxr_ray.weights import save_bundle
 from end_to_end.commands import read_table, run_job, score_cheaply, write_films
@@ -28,7 +28,7 @@ def test_every_input_is_a_row(scored_films: Path) -> None:
     assert table.num_rows == 15
     assert len(set(table.column("image_id").to_pylist())) == 15
     rows = {Path(row["uri"]).name: row for row in table.to_pylist()}
-    scores = [field.name for field in (*NUMBER_FIELDS, *PICTURE_FIELDS)]
+    scores = [field.name for field in (*NUMBER_FIELDS, *RANGE_FIELDS, *PICTURE_FIELDS)]
     for name, reason in {
         "broken.png": "truncated",
         "blank.png": "constant_pixels",

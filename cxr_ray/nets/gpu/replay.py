@@ -73,7 +73,7 @@ class Replay:
         self.waiting += 1
         with torch.cuda.device(self.device):
             self._copied[slot].synchronize()  # the copy before from the same pinned memory
-            self._pinned[slot].copy_(torch.from_numpy(pixels_BHW))
+            np.copyto(self._pinned[slot].numpy(), pixels_BHW)
             with torch.cuda.stream(self._copying):
                 self._copying.wait_event(self._taken[slot])
                 self._staged[slot].copy_(self._pinned[slot], non_blocking=True)
