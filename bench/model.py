@@ -1,7 +1,7 @@
 """How fast the network is: pixels to score and map, against plain PyTorch and against what the machine could do.
 
     python bench/model.py [--weights default] [--forms eager torch fused] [--processes 2] [--seconds 20] [--rounds 3]
-    python bench/model.py --device cuda [--batch 64]
+    python bench/model.py --device cuda [--batch 64] [--dtype float32]
 
 Every form runs the same nets: ``eager`` as they are defined, ``torch`` folded and in strips, ``fused`` compiled (on
 a GPU: Triton kernels, recorded). On a CPU ``--processes`` processes of one thread each score side by side, as the
@@ -47,11 +47,11 @@ def make_scorer(form: str, arguments: argparse.Namespace) -> Any:
         dtype=arguments.dtype if form == "fused" else "float32",
         compute_batch=arguments.batch,
         fused=form == "fused",
-        keep_floats=False,
+        keep_float_maps=False,
     )
     if form == "fused" and scorer.engine != ENGINES[scorer.device.type]:
         raise SystemExit(
-            f"no {ENGINES[scorer.device.type]} kernels here (README, installation); name other --forms"
+            f"no {ENGINES[scorer.device.type]} kernels here (cxr-ray info names those that there are); name other --forms"
         )
     if form == "eager":
         scorer._network = network_of(bundle, mask_style=scorer.mask_style).to(arguments.device)

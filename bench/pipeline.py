@@ -1,6 +1,6 @@
 """What the pipeline costs over the work itself.
 
-    python bench/pipeline.py throughput [--archive DIR] [--images 300] [--weights URL]
+    python bench/pipeline.py throughput [--archive DIR] [--images 300] [--pairs 2] [--weights URL]
     python bench/pipeline.py slowest    [--images 200] [--weights URL]
 
 ``throughput``: ``jobs/score.py`` with two scorers against a bare loop (two processes, no Ray) over the same

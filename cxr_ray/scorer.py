@@ -104,8 +104,8 @@ class Scorer:
         fused: on a CPU, use the compiled form of both modules where it was built; on a GPU, Triton kernels where
             triton is installed and they pass a check here and now, and the network recorded as a CUDA graph. They agree
             with torch's within 1e-5.
-        keep_floats: return lung_probability and evidence_map, four fifths of all bytes. What a row of the score table
-            needs, mask and 8-bit heat map, is made on the device in any case.
+        keep_float_maps: return lung_probability and evidence_map, four fifths of all bytes. What a row of the score
+            table needs, mask and 8-bit heat map, is made on the device in any case.
 
     Attributes:
         engine: ``fused`` or ``triton`` where that form is in use, else ``torch``. Together with the device model it
@@ -131,7 +131,7 @@ class Scorer:
         mask_style: str | None = None,
         quantise_mask: bool = True,
         fused: bool = True,
-        keep_floats: bool = True,
+        keep_float_maps: bool = True,
     ) -> None:
         meta = bundle.meta
         self.bundle = bundle
@@ -150,7 +150,7 @@ class Scorer:
         self.threads = _check_count("threads", DEFAULT_THREADS if threads is None else threads)
         self.mask_style = meta.mask_style if mask_style is None else mask_style
         self.quantise_mask = quantise_mask
-        self.keep_floats = keep_floats
+        self.keep_float_maps = keep_float_maps
         check_dtype(dtype, self.device.type if fused else "cpu")
         if self.mask_style not in bundle.segmenters:
             raise UsageError(
@@ -298,8 +298,8 @@ class Scorer:
             "p_std": p_std.masked_fill(unscored, torch.nan),
             "class_probs": class_probs.masked_fill(unscored[:, None], torch.nan),
             "lung_fraction": lung_fraction,
-            "lung_probability": batch.lung_probability if self.keep_floats else left_out,
-            "evidence_map": evidence_map if self.keep_floats else left_out,
+            "lung_probability": batch.lung_probability if self.keep_float_maps else left_out,
+            "evidence_map": evidence_map if self.keep_float_maps else left_out,
             "heat_map": heat_map,
             "heat_lo": heat_lo,
             "heat_hi": heat_hi,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cxr_ray.errors import UsageError
-from cxr_ray.pipeline.resources import bytes_in_flight, share
+from cxr_ray.pipeline.resources import bytes_in_flight, device_model, share
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 4, 16, 64])
@@ -65,3 +65,10 @@ def test_no_more_publishing_tasks_than_cores_to_encode_on(local: bool) -> None:
     for cpus, expected in ((1, 2), (2, 2), (16, 16)):
         found = share(cpus=cpus, gpus=0, local=local, scoring=True, actors=None, decode_tasks=None)
         assert found.publish_tasks == expected
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_device_is_named_with_the_kernels_that_are_not_torchs_own(device: str) -> None:
+    plain = device_model(device)
+    assert device_model(device, "torch") == plain
+    assert device_model(device, "triton") == f"{plain} triton"

@@ -23,7 +23,7 @@ def row_of(evidence: np.ndarray, mask: np.ndarray) -> dict:
 
 
 def test_published_maps_come_back_within_a_hundredth(shared_dir: Path) -> None:
-    """The issue's row "heat maps": within 0.01 everywhere inside the mask, same NaN pattern."""
+    """Within 0.01 everywhere inside the mask, same NaN pattern."""
     sizes, worst = [], 0.0
     goldens = [
         path for path in sorted((shared_dir / "reference/golden").glob("*.npz")) if path.name[0] != "_"

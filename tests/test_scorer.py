@@ -387,6 +387,6 @@ def test_a_dtype_that_a_device_cannot_serve_is_refused(bundle: Bundle, dtype: st
 
 
 def test_what_no_row_needs_can_be_left_out(scorer: Scorer, bundle: Bundle) -> None:
-    lean, whole = Scorer(bundle, keep_floats=False).score(frames(2)), scorer.score(frames(2))
+    lean, whole = Scorer(bundle, keep_float_maps=False).score(frames(2)), scorer.score(frames(2))
     assert lean.lung_probability.shape == lean.evidence_map.shape == (2, 0, 0)
     assert differing(lean, whole) == ["lung_probability", "evidence_map"]

@@ -40,7 +40,7 @@ class OptimiserSettings:
     warm_up: float = 0.0
     """Share of all steps over which the learning rate rises in a straight line."""
     clip: float | None = None
-    """Largest norm of the whole gradient; longer ones are scaled down to it. None: no limit."""
+    """Largest norm of the whole gradient; longer ones are scaled down to it. null: no limit."""
     weight_decay: float = 0.0
     """Share of each weight (times the learning rate) that a step takes off, apart from the gradient (as in AdamW)."""
 

@@ -22,8 +22,8 @@ def grey_levels(evidence_Bhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         ``(levels, low, high)``: ``[B, h, w]`` uint8, and ``[B]`` float32, the values of grey levels 0 and 255.
-        ``low == high`` says that a map is constant (all levels 0). In a map with NaN or infinity one of the two is
-        not finite, and its levels mean nothing.
+        ``low == high`` says that a map is constant (all levels 0). In a map with NaN or infinity at least one of the
+        two is not finite, and its levels mean nothing.
     """
     low_B, high_B = evidence_Bhw.amin(dim=(1, 2)), evidence_Bhw.amax(dim=(1, 2))
     # float64: in float32 the span of two huge values overflows and a tiny one loses the levels.

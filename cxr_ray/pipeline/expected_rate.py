@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from cxr_ray.pipeline.resources import CPU, Resources
 
-#: CPU seconds of Ray, of copying and of writing for each image (measured: 1.1 to 1.2 ms, bench/results/scale.md).
+#: CPU seconds of Ray, of copying and of writing for each image (measured: 0.8 to 1.2 ms,
+#: bench/results/scale.md; the upper end).
 REST_SECONDS = 0.0012
 
 

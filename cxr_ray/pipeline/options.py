@@ -124,7 +124,8 @@ class ScoreOptions(JobOptions):
     mask_style: str | None = None
     """Which Module 1 of the bundle: ``v7`` or ``jms``; default: the bundle's choice."""
     compute_batch: int | None = None
-    """Images per network call; default: OUTPUT's when continuing one, else by device."""
+    """Images per network call; default: OUTPUT's when continuing one, else 1 on a CPU (which takes them one by one
+    in any case) and 64 on a GPU (not tuned)."""
     threads: int | None = None
     """CPU threads of one scorer; default as for ``compute_batch``."""
     min_lung_fraction: float = 0.08

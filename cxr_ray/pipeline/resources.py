@@ -163,6 +163,7 @@ def device_model(device: str, engine: str | None = None) -> str:
     import torch
 
     if device == CUDA:
-        return torch.cuda.get_device_name(0) if torch.cuda.is_available() else CUDA
-    model = f"{CPU} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+        model = torch.cuda.get_device_name(0) if torch.cuda.is_available() else CUDA
+    else:
+        model = f"{CPU} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return model if engine in (None, "torch") else f"{model} {engine}"

@@ -46,7 +46,7 @@ class ScorerFactory:
             mask_style=self.mask_style,
             compute_batch=self.compute_batch,
             threads=self.threads,
-            keep_floats=False,
+            keep_float_maps=False,
         )
 
 

@@ -42,7 +42,7 @@ class _Scores(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class BundleScorer:
-    """Picklable factory of a ``Scorer``: ``weights`` as for ``load_bundle``, and its torch device."""
+    """Picklable factory of a ``Scorer`` as jobs use it: ``weights`` as for ``load_bundle``, and its torch device."""
 
     weights: str
     device: str = "cpu"
@@ -51,7 +51,7 @@ class BundleScorer:
         from cxr_ray.scorer import Scorer
         from cxr_ray.weights import load_bundle
 
-        return Scorer(load_bundle(self.weights), device=self.device)
+        return Scorer(load_bundle(self.weights), device=self.device, keep_float_maps=False)
 
 
 def scoring_rate(factory: Callable[[], _Scores], processes: int = 1, seconds: float = SECONDS) -> float:

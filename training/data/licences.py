@@ -1,4 +1,4 @@
-"""What a licence, as written in a manifest, allows: never train shipped weights on NC or ND rows (issue 3, item 7).
+"""What a licence, as written in a manifest, allows: never train shipped weights on NC or ND rows.
 
 This reads words, not law. A row whose licence is not stated passes, and is listed by source and count.
 """
