@@ -49,6 +49,8 @@ COPY --from=build-cpu /opt/kernels /opt/cxr_ray
 USER cxr
 
 FROM base AS cuda
+# Triton compiles the launcher of each kernel where it runs; the headers of Python come with the image.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=build-cuda /opt/venv /opt/venv
 COPY . .

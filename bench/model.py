@@ -47,11 +47,11 @@ def make_scorer(form: str, arguments: argparse.Namespace) -> Any:
         dtype=arguments.dtype if form == "fused" else "float32",
         compute_batch=arguments.batch,
         fused=form == "fused",
-        keep_float_maps=False,
+        keep_maps=False,
     )
     if form == "fused" and scorer.engine != ENGINES[scorer.device.type]:
         raise SystemExit(
-            f"no {ENGINES[scorer.device.type]} kernels here (cxr-ray info names those that there are); name other --forms"
+            f"no {ENGINES[scorer.device.type]} kernels here (cxr-ray info names those there are); name other --forms"
         )
     if form == "eager":
         scorer._network = network_of(bundle, mask_style=scorer.mask_style).to(arguments.device)
@@ -177,9 +177,10 @@ def floor(arguments: argparse.Namespace) -> None:
     # Least traffic: every block of Module 1 reads its 48 channels once and writes them once.
     traffic = 4 * ROWS * COLUMNS * 48 * (2 * 6)
     torch.set_num_threads(1)
-    a = torch.rand(1024, 1024, device=arguments.device)
+    size = 1024 if arguments.device == "cpu" else 8192  # smaller ones are over before a GPU is busy
+    a = torch.rand(size, size, device=arguments.device)
     matmul = min(_milliseconds(lambda: a @ a, arguments.device) for _ in range(3))
-    rate = 1024**3 / matmul / 1e6  # GMAC/s
+    rate = size**3 / matmul / 1e6  # GMAC/s
     large = torch.rand(64 * 2**20, device=arguments.device)
     copy = min(_milliseconds(large.clone, arguments.device) for _ in range(2))
     bandwidth = 2 * 4 * large.numel() / copy / 1e6  # GB/s

@@ -39,7 +39,7 @@ class NullScorer:
         mask = np.zeros((ROWS, COLUMNS), np.uint8)
         cv2.ellipse(mask, (105, 150), (55, 110), 0, 0, 360, 1, -1)
         cv2.ellipse(mask, (235, 150), (55, 110), 0, 0, 360, 1, -1)
-        self.mask = mask.astype(bool)
+        self.bits = np.packbits(mask)
 
     def score(self, pixels_BHW: np.ndarray) -> Any:
         from cxr_ray.scorer import Scores
@@ -59,7 +59,8 @@ class NullScorer:
             heat_map=np.broadcast_to(self.levels, (batch, *self.levels.shape)),
             heat_lo=np.zeros(batch, np.float32),
             heat_hi=np.full(batch, 30, np.float32),
-            lung_mask=np.broadcast_to(self.mask, (batch, ROWS, COLUMNS)),
+            lung_mask=np.empty((batch, 0, 0), bool),
+            lung_bits=np.broadcast_to(self.bits, (batch, *self.bits.shape)),
             has_lungs=np.ones(batch, bool),
         )
 

@@ -25,7 +25,7 @@ from cxr_ray.nets.evidence import evidence, grey_levels
 from cxr_ray.nets.folding import fold_blocks, free_scratch
 from cxr_ray.nets.fused.library import find_library
 from cxr_ray.nets.fused.network import fuse
-from cxr_ray.nets.gate import pool_mask
+from cxr_ray.nets.gate import packed_bits, pool_mask
 from cxr_ray.nets.gpu.network import accelerate, has_triton
 from cxr_ray.nets.gpu.replay import Replay, recorded, to_host
 from cxr_ray.nets.network import Activations, Network
@@ -48,6 +48,9 @@ VARIANTS: tuple[str, ...] = get_args(Variant)
 PADDING_GREY = 128
 LUNG_PROBABILITY = 0.5
 """Probability above which a pixel counts into ``lung_fraction``."""
+
+_NO_MEMORY = ("ALLOC_FAILED", "ALLOCATION_FAILED", "out of memory")
+"""Of cuBLAS and cuFFT, of cuDNN, and of CUDA itself (also where Triton or torch quotes it)."""
 
 _Finished = TypeVar("_Finished")
 
@@ -82,7 +85,9 @@ class Scores:
     heat_hi: NDArray[np.float32]
     """[B] its value at level 255; equal to ``heat_lo`` where the map is constant."""
     lung_mask: NDArray[np.bool_]
-    """[B, 300, 340] gated (and quantised) mask above the bundle's threshold."""
+    """[B, 300, 340] gated (and quantised) mask above the bundle's threshold; [B, 0, 0] likewise."""
+    lung_bits: NDArray[np.uint8]
+    """[B, 12750] the mask packed as ``np.packbits`` does."""
     has_lungs: NDArray[np.bool_]
     """[B] False: nothing of the mask is left, at full resolution or in the paths, so there is no score."""
 
@@ -104,8 +109,8 @@ class Scorer:
         fused: on a CPU, use the compiled form of both modules where it was built; on a GPU, Triton kernels where
             triton is installed and they pass a check here and now, and the network recorded as a CUDA graph. They agree
             with torch's within 1e-5.
-        keep_float_maps: return lung_probability and evidence_map, four fifths of all bytes. What a row of the score
-            table needs, mask and 8-bit heat map, is made on the device in any case.
+        keep_maps: return lung_probability, evidence_map and lung_mask, 96 % of all bytes. What a row of the score table
+            needs, the heat map in 8 bits and the bits of the mask, is made on the device in any case.
 
     Attributes:
         engine: ``fused`` or ``triton`` where that form is in use, else ``torch``. Together with the device model it
@@ -131,7 +136,7 @@ class Scorer:
         mask_style: str | None = None,
         quantise_mask: bool = True,
         fused: bool = True,
-        keep_float_maps: bool = True,
+        keep_maps: bool = True,
     ) -> None:
         meta = bundle.meta
         self.bundle = bundle
@@ -150,7 +155,7 @@ class Scorer:
         self.threads = _check_count("threads", DEFAULT_THREADS if threads is None else threads)
         self.mask_style = meta.mask_style if mask_style is None else mask_style
         self.quantise_mask = quantise_mask
-        self.keep_float_maps = keep_float_maps
+        self.keep_maps = keep_maps
         check_dtype(dtype, self.device.type if fused else "cpu")
         if self.mask_style not in bundle.segmenters:
             raise UsageError(
@@ -268,6 +273,8 @@ class Scorer:
     def _halve(self) -> None:
         self.micro_batch = max(1, self.micro_batch // 2)
         self.halvings += 1
+        if self.device.type == "cuda":  # a copy to memory that is given back here may be under way
+            torch.cuda.synchronize(self.device)
         self._replay = None
         free_scratch(self._network)
         gc.collect()
@@ -290,7 +297,6 @@ class Scorer:
         lung_fraction = (batch.lung_probability > LUNG_PROBABILITY).float().mean(dim=(1, 2))
         evidence_map = evidence(batch.ensemble_map, positive)
         heat_map, heat_lo, heat_hi = grey_levels(evidence_map)
-        left_out = lung_fraction.new_empty(len(lungs), 0, 0)
         arrays = {
             "p_covid": class_probs[:, positive].masked_fill(unscored, torch.nan),
             "logit": log_odds(logits, positive).masked_fill(unscored, torch.nan),
@@ -298,16 +304,22 @@ class Scorer:
             "p_std": p_std.masked_fill(unscored, torch.nan),
             "class_probs": class_probs.masked_fill(unscored[:, None], torch.nan),
             "lung_fraction": lung_fraction,
-            "lung_probability": batch.lung_probability if self.keep_float_maps else left_out,
-            "evidence_map": evidence_map if self.keep_float_maps else left_out,
+            "lung_probability": batch.lung_probability,
+            "evidence_map": evidence_map,
             "heat_map": heat_map,
             "heat_lo": heat_lo,
             "heat_hi": heat_hi,
             "lung_mask": lungs,
+            "lung_bits": packed_bits(lungs),
             "has_lungs": has_lungs,
         }
+        if not self.keep_maps:
+            left_out = ("lung_probability", "evidence_map", "lung_mask")
+            arrays |= {name: arrays[name].new_empty(len(lungs), 0, 0) for name in left_out}
         found = to_host({name: array[:size] for name, array in arrays.items()})
-        return Scores(**{name: np.ascontiguousarray(array.numpy()) for name, array in found.items()})
+        # From a GPU they come in pinned memory, of which there should be little: copied.
+        own = np.copy if self.device.type == "cuda" else np.ascontiguousarray
+        return Scores(**{name: own(array.numpy()) for name, array in found.items()})
 
     def _filler(self, count: int) -> NDArray[np.uint8]:
         return np.full((count, self.meta.rows, self.meta.columns), PADDING_GREY, dtype=np.uint8)
@@ -384,8 +396,14 @@ def _gpu_engine(network: Network, frame: tuple[int, int], dtype: str = EXACT) ->
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    """Whether the device's memory ran out; its libraries say so in words of their own."""
-    return isinstance(error, torch.OutOfMemoryError) or "_STATUS_ALLOC_FAILED" in str(error)
+    """Whether the device's memory ran out; its libraries say so in words of their own, and a recording that failed
+    for it may raise another error afterwards."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, torch.OutOfMemoryError) or any(words in str(cause) for words in _NO_MEMORY):
+            return True
+        cause = cause.__context__
+    return False
 
 
 def _take(scores: Scores, size: int) -> Scores:
@@ -403,6 +421,10 @@ def _check_device(device: str | torch.device) -> torch.device:
         if not torch.cuda.is_available():
             raise UsageError(
                 "device=cuda, but torch sees no GPU here; use device=cpu or install a CUDA build of torch"
+            )
+        if checked.index is not None and checked.index >= torch.cuda.device_count():
+            raise UsageError(
+                f"device={device}, but the GPUs here end with cuda:{torch.cuda.device_count() - 1}"
             )
         # Process-wide, as torch has it: IEEE float32, and no kernel chosen by a stopwatch.
         torch.backends.cuda.matmul.allow_tf32 = False

@@ -15,6 +15,11 @@ def levels_of(evidence_BHW: np.ndarray) -> dict[str, np.ndarray]:
     return {"heat_map": levels.numpy(), "heat_lo": low.numpy(), "heat_hi": high.numpy()}
 
 
+def bits_of(mask_BHW: np.ndarray) -> np.ndarray:
+    """lung_bits of a ``Scores`` with these masks."""
+    return np.packbits(mask_BHW.reshape(len(mask_BHW), -1), axis=1)
+
+
 def heat_columns(evidence_HW: np.ndarray) -> dict[str, bytes | np.float32]:
     """heat_map, heat_lo and heat_hi of a row."""
     found = levels_of(evidence_HW[None])

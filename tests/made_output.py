@@ -14,7 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from encoded_maps import levels_of
+from encoded_maps import bits_of, levels_of
 
 from cxr_ray.archives.inputs import image_id_of
 from cxr_ray.archives.listing import list_archive
@@ -64,7 +64,7 @@ class MadeScorer:
             p_std=np.full(count, 0.01, np.float32),
             lung_fraction=np.full(count, lungs_HW.mean(), np.float32),
             **levels_of(evidence - 128),
-            lung_mask=np.repeat(lungs_HW[None], count, axis=0),
+            lung_bits=bits_of(np.repeat(lungs_HW[None], count, axis=0)),
             has_lungs=np.ones(count, bool),
         )
 

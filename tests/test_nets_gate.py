@@ -5,9 +5,10 @@ from __future__ import annotations
 from fractions import Fraction
 
 import numpy as np
+import pytest
 import torch
 
-from cxr_ray.nets.gate import level_table, look_up, pool_mask, quantise, standard_table, tissue
+from cxr_ray.nets.gate import level_table, look_up, packed_bits, pool_mask, quantise, standard_table, tissue
 
 
 def test_quantisation_rounds_half_to_even_and_saturates() -> None:
@@ -25,6 +26,14 @@ def test_tables_are_rounded_once() -> None:
     assert np.array_equal(level_table().numpy(), (levels.astype(np.float64) / 255).astype(np.float32))
     expected = ((levels - 124.07157127013421) / 75.97485671901313).astype(np.float32)
     assert np.array_equal(standard_table(124.07157127013421, 75.97485671901313).numpy(), expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 300, 340), (3, 5, 7), (1, 1, 1)])
+def test_bits_are_packed_as_numpy_does(shape: tuple[int, int, int]) -> None:
+    mask = np.random.default_rng(0).random(shape) > 0.5
+    assert np.array_equal(
+        packed_bits(torch.from_numpy(mask)), np.packbits(mask.reshape(shape[0], -1), axis=1)
+    )
 
 
 def test_look_up_keeps_the_shape() -> None:

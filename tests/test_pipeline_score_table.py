@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from encoded_maps import levels_of
+from encoded_maps import bits_of, levels_of
 from made_calibration import MADE
 
 from cxr_ray.archives.storage import open_storage
@@ -57,7 +57,7 @@ class FixedScorer:
             "p_std": np.zeros(batch, np.float32),
             "lung_fraction": np.full(batch, 0.3, np.float32),
             **levels_of(np.linspace(0, 1, 75 * 85).reshape(1, 75, 85).repeat(batch, 0)),
-            "lung_mask": np.ones((batch, 300, 340), bool),
+            "lung_bits": bits_of(np.ones((batch, 300, 340), bool)),
             "has_lungs": np.ones(batch, bool),
         }
         return SimpleNamespace(

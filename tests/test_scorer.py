@@ -13,7 +13,7 @@ import torch
 from cxr_ray.errors import RunFailed, UsageError
 from cxr_ray.nets.folding import FoldedBranch, Scratch
 from cxr_ray.nets.path import Path as NetPath
-from cxr_ray.scorer import Scorer, Scores
+from cxr_ray.scorer import Scorer, Scores, _out_of_memory
 from cxr_ray.weights import Bundle, load_bundle, seeded_bundle
 
 NAMES = [f.name for f in dataclasses.fields(Scores)]
@@ -72,11 +72,12 @@ def test_shapes_and_types(scorer: Scorer) -> None:
         "heat_lo": (2,),
         "heat_hi": (2,),
         "lung_mask": (2, 300, 340),
+        "lung_bits": (2, 12750),
         "has_lungs": (2,),
     }
     assert {name: getattr(scores, name).shape for name in NAMES} == expected
     for name in NAMES:
-        others = {"lung_mask": np.bool_, "has_lungs": np.bool_, "heat_map": np.uint8}
+        others = {"lung_mask": np.bool_, "has_lungs": np.bool_, "heat_map": np.uint8, "lung_bits": np.uint8}
         assert getattr(scores, name).dtype == others.get(name, np.float32)
         assert getattr(scores, name).flags.c_contiguous
 
@@ -101,6 +102,7 @@ def test_the_scores_of_an_image_fit_together(scorer: Scorer) -> None:
     assert np.allclose(scores.logit, scores.path_logits.mean(axis=1), atol=1e-4)
     assert np.allclose(scores.lung_fraction, (scores.lung_probability > 0.5).mean(axis=(1, 2)), atol=1e-6)
     assert np.array_equal(scores.lung_mask, (inner.mask > 0.3).numpy())
+    assert np.array_equal(scores.lung_bits, np.packbits(scores.lung_mask.reshape(2, -1), axis=1))
     maps = inner.ensemble_map.numpy()
     assert np.array_equal(scores.evidence_map, maps[:, 0] - maps[:, 1])
     assert scores.p_std.min() > 0
@@ -312,6 +314,26 @@ def test_no_memory_for_even_one_image_is_one_sentence(bundle: Bundle) -> None:
     assert network.sizes == [3, 1]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: out of memory",
+        "Triton Error [CUDA]: out of memory",
+        "cuFFT error: CUFFT_ALLOC_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    ],
+)
+@pytest.mark.parametrize("while_recording", [False, True])
+def test_every_librarys_words_for_a_full_memory_are_known(words: str, while_recording: bool) -> None:
+    error = RuntimeError(words)
+    if while_recording:  # its end fails, too
+        later = RuntimeError("operation failed due to a previous error during capture")
+        later.__context__, error = error, later
+    assert _out_of_memory(error)
+    assert not _out_of_memory(RuntimeError("out of resource: shared memory"))
+
+
 def test_other_errors_of_the_device_are_not_taken_for_a_full_memory(bundle: Bundle) -> None:
     short, _ = on_a_device_with_room_for(bundle, room=8, micro_batch=2)
     short._network = lambda batch: torch.zeros(2) @ torch.zeros(3)  # type: ignore[assignment,misc]
@@ -387,6 +409,7 @@ def test_a_dtype_that_a_device_cannot_serve_is_refused(bundle: Bundle, dtype: st
 
 
 def test_what_no_row_needs_can_be_left_out(scorer: Scorer, bundle: Bundle) -> None:
-    lean, whole = Scorer(bundle, keep_float_maps=False).score(frames(2)), scorer.score(frames(2))
-    assert lean.lung_probability.shape == lean.evidence_map.shape == (2, 0, 0)
-    assert differing(lean, whole) == ["lung_probability", "evidence_map"]
+    lean, whole = Scorer(bundle, keep_maps=False).score(frames(2)), scorer.score(frames(2))
+    left_out = ["lung_probability", "evidence_map", "lung_mask"]
+    assert [getattr(lean, name).shape for name in left_out] == [(2, 0, 0)] * 3
+    assert differing(lean, whole) == left_out

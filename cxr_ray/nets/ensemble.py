@@ -55,5 +55,6 @@ def class_logits(class_map: Tensor) -> Tensor:
 
 def log_odds(logits: Tensor, positive: int) -> Tensor:
     """Log of p / (1 - p) of one class, from class logits ``[..., C]``, without ever forming p. Returns ``[...]``."""
-    others = [c for c in range(logits.shape[-1]) if c != positive]
-    return logits[..., positive] - logits[..., others].logsumexp(dim=-1)
+    # Slices: a list of indices would be copied to a GPU, and waited for, at every call.
+    others = torch.cat((logits[..., :positive], logits[..., positive + 1 :]), dim=-1)
+    return logits[..., positive] - others.logsumexp(dim=-1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 TISSUE_DARKEST = 6
 TISSUE_BRIGHTEST = 225
@@ -33,6 +33,16 @@ def standard_table(mean: float, std: float) -> Tensor:
 def look_up(table: Tensor, levels_u8: Tensor) -> Tensor:
     """``table[levels]`` for a 256-entry table and uint8 levels of any shape."""
     return table.index_select(0, levels_u8.reshape(-1).int()).view(levels_u8.shape)
+
+
+def packed_bits(mask_BHW: Tensor) -> Tensor:
+    """Boolean masks ``[B, H, W]`` -> uint8 ``[B, ceil(H * W / 8)]``, as ``np.packbits`` orders them: row after row,
+    the first pixel in the highest bit, zeros at the end."""
+    pixels = mask_BHW[0].numel()
+    octets = nn.functional.pad(mask_BHW.flatten(1).float(), (0, -pixels % 8)).unflatten(1, (-1, 8))
+    # Sums of different powers of two, exact in float32 in any order.
+    weights = 2.0 ** torch.arange(7, -1, -1, device=mask_BHW.device)
+    return (octets @ weights).to(torch.uint8)
 
 
 def tissue(pixels_u8: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def score_values(
         "heat_lo": heat_lo,
         "heat_hi": heat_hi,
         "heat_levels": np.asarray(scores.heat_map[index], np.uint8).tobytes(),
-        "lung_bits": np.packbits(np.asarray(scores.lung_mask[index], bool)).tobytes(),
+        "lung_bits": np.asarray(scores.lung_bits[index], np.uint8).tobytes(),
         "add_flags": flags,
     }
 

@@ -46,6 +46,7 @@ class UnitInScoring:
         self.report = report
         self.rows = unit.drop_columns(["pixels"]).to_pylist()
         self.ready: list[tuple[int, memoryview]] = []
+        self.scored: list[tuple[list[int], Any]] = []
         for index, pixels in enumerate(iter_pixels(unit)):
             if self.rows[index]["status"] == READY and pixels is not None:
                 self.ready.append((index, pixels))
@@ -53,25 +54,24 @@ class UnitInScoring:
         report(DONE, unscored)
         report(QUARANTINED, unscored)
 
-    def score(
-        self, scorer: ScoresPixels, *, min_lung_fraction: float, readout: Readout = UNCALIBRATED
-    ) -> None:
-        """The network over every ready row, in table order."""
-        rows = self.rows
+    def score(self, scorer: ScoresPixels) -> None:
+        """The network over every ready row, in table order. Nothing else, so that a GPU waits for nothing."""
         size = max(_LEAST_CHUNK, _BATCHES_PER_CHUNK * scorer.compute_batch)
         for start in range(0, len(self.ready), size):
             chunk = self.ready[start : start + size]
             pixels_BHW = np.stack([np.frombuffer(p, np.uint8).reshape(ROWS, COLUMNS) for _, p in chunk])
-            scores = scorer.score(pixels_BHW)
-            for position, (index, _) in enumerate(chunk):
+            self.scored.append(([index for index, _ in chunk], scorer.score(pixels_BHW)))
+            self.report(DONE, len(chunk))
+
+    def packed(self, *, min_lung_fraction: float, readout: Readout = UNCALIBRATED) -> pa.Table:
+        """Scored unit (``SCORED_UNIT_SCHEMA``): every row in order, quarantined ones unchanged."""
+        rows = self.rows
+        for indices, scores in self.scored:
+            for position, index in enumerate(indices):
                 values = score_values(scores, position, min_lung_fraction=min_lung_fraction, readout=readout)
                 rows[index]["flags"] = sorted({*rows[index]["flags"], *values.pop("add_flags")})
                 rows[index].update(values)
-            self.report(DONE, len(chunk))
-            self.report(QUARANTINED, sum(rows[index]["status"] == QUARANTINED for index, _ in chunk))
-
-    def packed(self) -> pa.Table:
-        """Scored unit (``SCORED_UNIT_SCHEMA``): every row in order, quarantined ones unchanged."""
+            self.report(QUARANTINED, sum(rows[index]["status"] == QUARANTINED for index in indices))
         return table_of(self.rows, SCORED_UNIT_SCHEMA)
 
 
@@ -85,5 +85,5 @@ def score_unit(
 ) -> pa.Table:
     """The three steps of ``UnitInScoring`` in one."""
     scoring = UnitInScoring(unit, report)
-    scoring.score(scorer, min_lung_fraction=min_lung_fraction, readout=readout)
-    return scoring.packed()
+    scoring.score(scorer)
+    return scoring.packed(min_lung_fraction=min_lung_fraction, readout=readout)

@@ -149,9 +149,9 @@ class ScoreStage:
             waiting = time.perf_counter()
             with self.turns.turn(passage.unit.unit_id):
                 waited, before = time.perf_counter() - waiting, self._halvings()
-                unit.score(self.scorer, **self.settings)
+                unit.score(self.scorer)
                 halvings = self._halvings()
-            scored = unit.packed()
+            scored = unit.packed(**self.settings)
         except Exception as error:  # judged by failure_of; the driver raises what is fatal
             failure = failure_of(passage.unit.unit_id, SCORE, error, 0)
             self.metrics.failed(failure)

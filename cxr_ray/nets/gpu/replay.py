@@ -6,6 +6,7 @@ values are those of the network.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -50,14 +51,20 @@ class Replay:
             self._copying = torch.cuda.Stream()
             self._copied = [torch.cuda.Event() for _ in range(SLOTS)]
             self._taken = [torch.cuda.Event() for _ in range(SLOTS)]
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
+            # Kept, and recorded on: cuBLAS has a workspace per stream, and torch's own stream for recording is one for
+            # the process, of the device that recorded first.
+            self._aside = torch.cuda.Stream()
+            self._aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._aside):
                 for _ in range(WARM_UPS):
                     network(self._pixels)
-            torch.cuda.current_stream().wait_stream(aside)
+            torch.cuda.current_stream().wait_stream(self._aside)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # The outer context: a recording that fails would leave this thread on its stream.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                torch.cuda.graph(self._graph, stream=self._aside, capture_error_mode="thread_local"),
+            ):
                 self._results = network(self._pixels)
         self._next, self.waiting = 0, 0
 
@@ -102,10 +109,11 @@ def recorded(
     replay = Replay(network, shape, device)
     pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     replay.upload(pixels)
-    found = replay.run().path_maps.clone()
-    if torch.equal(found, network(torch.from_numpy(pixels).to(device)).path_maps):
-        return replay, None
-    return None, "it gave other values than the network"
+    found, expected = replay.run(), network(torch.from_numpy(pixels).to(device))
+    for name in (field.name for field in dataclasses.fields(Activations)):
+        if not torch.equal(getattr(found, name), getattr(expected, name)):
+            return None, f"its {name} was another than the network's"
+    return replay, None
 
 
 def to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
