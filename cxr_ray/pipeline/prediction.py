@@ -95,8 +95,9 @@ class Prediction:
 
     def lines(self, resources: Resources) -> Iterator[str]:
         """The same for people."""
+        units = "1 unit" if self.units == 1 else f"{self.units:,} units"
         yield (
-            f"{self.images:,} images in {self.units:,} units to do, {_size(self.bytes_to_read)} to read; sampled "
+            f"{self.images:,} images in {units} to do, {_size(self.bytes_to_read)} to read; sampled "
             f"{self.sample.images}, of which {self.sample.quarantined} would be quarantined"
         )
         if not self.images:

@@ -294,7 +294,8 @@ class Screening:
             if listing.report.get(name):
                 notes.append(f"{listing.report[name]:,} {meaning}")
         tail = f"; {'; '.join(notes)}" if notes else ""
-        self.say(f"planned {last['images']:,} images in {last['units']:,} units{tail}")
+        units = "1 unit" if last["units"] == 1 else f"{last['units']:,} units"
+        self.say(f"planned {last['images']:,} images in {units}{tail}")
 
     def _open_units(self, plan: Plan) -> list[Unit]:
         done = published_units(self.output, self.work.identity.kind)
