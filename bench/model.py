@@ -47,7 +47,7 @@ def make_scorer(form: str, arguments: argparse.Namespace) -> Any:
         dtype=arguments.dtype if form == "fused" else "float32",
         compute_batch=arguments.batch,
         fused=form == "fused",
-        keep_maps=False,
+        full_maps=False,
     )
     if form == "fused" and scorer.engine != ENGINES[scorer.device.type]:
         raise SystemExit(

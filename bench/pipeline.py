@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.process_tree import measure
 from cxr_ray.phantoms import phantom
+from cxr_ray.pipeline.scorer_process import WORKER_ENVIRONMENT
 from cxr_ray.preprocess import preprocess
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +45,7 @@ def bare_loop(paths: list[str], weights: str, marks: Any) -> None:
     from cxr_ray.scorer import Scorer
     from cxr_ray.weights import load_bundle
 
-    scorer = Scorer(load_bundle(weights), keep_maps=False)
+    scorer = Scorer(load_bundle(weights), full_maps=False)
     for start in range(0, len(paths), 8):
         chunk = paths[start : start + 8]
         frames = [preprocess(decode(Path(path).read_bytes()).pixels) for path in chunk]
@@ -100,10 +101,8 @@ def slope(curve: list[tuple[float, int]], images: int) -> float:
 
 def with_environment_of_workers() -> None:
     """Begin again with the settings that the pipeline gives its workers, which a process reads when it starts."""
-    wanted = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    wanted |= {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
-    if any(os.environ.get(name) != value for name, value in wanted.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | wanted)
+    if not WORKER_ENVIRONMENT.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | WORKER_ENVIRONMENT)
 
 
 def throughput(arguments: argparse.Namespace) -> None:
@@ -134,7 +133,7 @@ def slowest(arguments: argparse.Namespace) -> None:
 
     films = [five_megapixel_jpeg(seed) for seed in range(8)]
     decoded = rate(lambda film: preprocess(decode(film).pixels), films)
-    scorer = Scorer(load_bundle(arguments.weights), keep_maps=False)
+    scorer = Scorer(load_bundle(arguments.weights), full_maps=False)
     frames = [preprocess(decode(film).pixels)[None] for film in films]
     scored = rate(scorer.score, frames)
     with tempfile.TemporaryDirectory() as folder:

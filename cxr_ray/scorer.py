@@ -26,7 +26,7 @@ from cxr_ray.nets.folding import fold_blocks, free_scratch
 from cxr_ray.nets.fused.library import find_library
 from cxr_ray.nets.fused.network import fuse
 from cxr_ray.nets.gate import packed_bits, pool_mask
-from cxr_ray.nets.gpu.network import accelerate, has_triton
+from cxr_ray.nets.gpu.network import accelerate, first_line, has_triton
 from cxr_ray.nets.gpu.replay import Replay, recorded, to_host
 from cxr_ray.nets.network import Activations, Network
 from cxr_ray.nets.path import Variant
@@ -109,8 +109,8 @@ class Scorer:
         fused: on a CPU, use the compiled form of both modules where it was built; on a GPU, Triton kernels where
             triton is installed and they pass a check here and now, and the network recorded as a CUDA graph. They agree
             with torch's within 1e-5.
-        keep_maps: return lung_probability, evidence_map and lung_mask, 96 % of all bytes. What a row of the score table
-            needs, the heat map in 8 bits and the bits of the mask, is made on the device in any case.
+        full_maps: return lung_probability, evidence_map and lung_mask, 96 % of all bytes. What a row of the score table
+            needs, the heat map in 8 bits and the packed mask, is made on the device and returned in any case.
 
     Attributes:
         engine: ``fused`` or ``triton`` where that form is in use, else ``torch``. Together with the device model it
@@ -136,7 +136,7 @@ class Scorer:
         mask_style: str | None = None,
         quantise_mask: bool = True,
         fused: bool = True,
-        keep_maps: bool = True,
+        full_maps: bool = True,
     ) -> None:
         meta = bundle.meta
         self.bundle = bundle
@@ -155,7 +155,7 @@ class Scorer:
         self.threads = _check_count("threads", DEFAULT_THREADS if threads is None else threads)
         self.mask_style = meta.mask_style if mask_style is None else mask_style
         self.quantise_mask = quantise_mask
-        self.keep_maps = keep_maps
+        self.full_maps = full_maps
         check_dtype(dtype, self.device.type if fused else "cpu")
         if self.mask_style not in bundle.segmenters:
             raise UsageError(
@@ -263,7 +263,7 @@ class Scorer:
         except RuntimeError as error:
             if _out_of_memory(error):
                 raise
-            failure = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            failure = f"{type(error).__name__}: {first_line(error)}"
         if self._replay is None:
             self._records = False
             warnings.warn(
@@ -313,7 +313,7 @@ class Scorer:
             "lung_bits": packed_bits(lungs),
             "has_lungs": has_lungs,
         }
-        if not self.keep_maps:
+        if not self.full_maps:
             left_out = ("lung_probability", "evidence_map", "lung_mask")
             arrays |= {name: arrays[name].new_empty(len(lungs), 0, 0) for name in left_out}
         found = to_host({name: array[:size] for name, array in arrays.items()})

@@ -409,7 +409,7 @@ def test_a_dtype_that_a_device_cannot_serve_is_refused(bundle: Bundle, dtype: st
 
 
 def test_what_no_row_needs_can_be_left_out(scorer: Scorer, bundle: Bundle) -> None:
-    lean, whole = Scorer(bundle, keep_maps=False).score(frames(2)), scorer.score(frames(2))
+    lean, whole = Scorer(bundle, full_maps=False).score(frames(2)), scorer.score(frames(2))
     left_out = ["lung_probability", "evidence_map", "lung_mask"]
     assert [getattr(lean, name).shape for name in left_out] == [(2, 0, 0)] * 3
     assert differing(lean, whole) == left_out

@@ -219,3 +219,8 @@ def id_array(column: pa.ChunkedArray) -> np.ndarray:
         data = np.frombuffer(chunk.buffers()[1], "S16", count=len(chunk) + chunk.offset)
         parts.append(data[chunk.offset :])
     return np.concatenate(parts)
+
+
+def counted_units(count: int) -> str:
+    """As people read it: "1 unit", "1,204 units"."""
+    return "1 unit" if count == 1 else f"{count:,} units"

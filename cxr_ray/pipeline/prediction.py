@@ -22,7 +22,7 @@ from cxr_ray.pipeline.assignments import SEQUENTIAL_KINDS
 from cxr_ray.pipeline.decode_unit import decode_unit
 from cxr_ray.pipeline.expected_rate import ExpectedRate, expected_rate
 from cxr_ray.pipeline.parts import encode_part, finished_table, published_units
-from cxr_ray.pipeline.plan import SHARD_KIND, Plan, PlannedImage, planned_image, read_unit
+from cxr_ray.pipeline.plan import SHARD_KIND, Plan, PlannedImage, counted_units, planned_image, read_unit
 from cxr_ray.pipeline.planner import Listing, cut_units
 from cxr_ray.pipeline.publish import Publisher
 from cxr_ray.pipeline.resources import CUDA, Resources
@@ -95,10 +95,9 @@ class Prediction:
 
     def lines(self, resources: Resources) -> Iterator[str]:
         """The same for people."""
-        units = "1 unit" if self.units == 1 else f"{self.units:,} units"
         yield (
-            f"{self.images:,} images in {units} to do, {_size(self.bytes_to_read)} to read; sampled "
-            f"{self.sample.images}, of which {self.sample.quarantined} would be quarantined"
+            f"{self.images:,} images in {counted_units(self.units)} to do, {_size(self.bytes_to_read)} to read; "
+            f"sampled {self.sample.images}, of which {self.sample.quarantined} would be quarantined"
         )
         if not self.images:
             return

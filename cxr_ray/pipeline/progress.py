@@ -15,6 +15,7 @@ import ray
 
 from cxr_ray.pipeline.decode_unit import DECODED, Report, no_report
 from cxr_ray.pipeline.failures import READ, SCORE
+from cxr_ray.pipeline.plan import counted_units
 from cxr_ray.pipeline.score_unit import DONE
 from cxr_ray.shards import QUARANTINED
 
@@ -114,6 +115,9 @@ class ProgressPrinter:
     def _say_retried(self, retried: int) -> None:
         new = retried - self._retried
         if new > 0:
-            units = "1 unit" if new == 1 else f"{new:,} units"
-            print(f"tried again: {units}, after failures that may pass", file=self._stream, flush=True)
+            print(
+                f"tried again: {counted_units(new)}, after failures that may pass",
+                file=self._stream,
+                flush=True,
+            )
         self._retried = retried

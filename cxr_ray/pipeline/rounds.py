@@ -20,7 +20,7 @@ from cxr_ray.errors import PublishConflict, RunFailed
 from cxr_ray.pipeline import executor_state
 from cxr_ray.pipeline.assignments import Assignment, make_assignments
 from cxr_ray.pipeline.failures import READ, WORKER_DIED, UnitFailure, pause_before, reason_of
-from cxr_ray.pipeline.plan import Unit
+from cxr_ray.pipeline.plan import Unit, counted_units
 from cxr_ray.pipeline.resources import Resources
 from cxr_ray.pipeline.stages import Outcome, Published, Stages
 from cxr_ray.pipeline.stream import make_graph, run_graph
@@ -71,8 +71,9 @@ def publish_units(
     for number in range(1, patience.rounds + 1):
         if number > 1:
             pause = 10 * pause_before(1)
-            units_left = "1 unit" if len(left) == 1 else f"{len(left):,} units"
-            say(f"round {number} of {patience.rounds}: trying {units_left} again in {pause:.0f} s")
+            say(
+                f"round {number} of {patience.rounds}: trying {counted_units(len(left))} again in {pause:.0f} s"
+            )
             wait(pause)
         one = Round(left, stages, resources, patience, say=say, timings=timings, board=board)
         failures = one.run()

@@ -46,7 +46,7 @@ class ScorerFactory:
             mask_style=self.mask_style,
             compute_batch=self.compute_batch,
             threads=self.threads,
-            keep_maps=False,
+            full_maps=False,
         )
 
 

@@ -51,7 +51,7 @@ class BundleScorer:
         from cxr_ray.scorer import Scorer
         from cxr_ray.weights import load_bundle
 
-        return Scorer(load_bundle(self.weights), device=self.device, keep_maps=False)
+        return Scorer(load_bundle(self.weights), device=self.device, full_maps=False)
 
 
 def scoring_rate(factory: Callable[[], _Scores], processes: int = 1, seconds: float = SECONDS) -> float:

@@ -27,7 +27,7 @@ from cxr_ray.pipeline.failures import UnitFailure, reason_of
 from cxr_ray.pipeline.identity import Identity, claim_identity
 from cxr_ray.pipeline.options import JobOptions, ManifestConfig
 from cxr_ray.pipeline.parts import PartFooter, published_units
-from cxr_ray.pipeline.plan import Plan, Unit, open_plan
+from cxr_ray.pipeline.plan import Plan, Unit, counted_units, open_plan
 from cxr_ray.pipeline.planner import Listing, PlannedSource, commit_generation, select_new, spool_listing
 from cxr_ray.pipeline.publish import SINGLE_WRITER, Publisher
 from cxr_ray.pipeline.publishing.lease import WriterLease, stop_this_driver
@@ -294,8 +294,7 @@ class Screening:
             if listing.report.get(name):
                 notes.append(f"{listing.report[name]:,} {meaning}")
         tail = f"; {'; '.join(notes)}" if notes else ""
-        units = "1 unit" if last["units"] == 1 else f"{last['units']:,} units"
-        self.say(f"planned {last['images']:,} images in {units}{tail}")
+        self.say(f"planned {last['images']:,} images in {counted_units(last['units'])}{tail}")
 
     def _open_units(self, plan: Plan) -> list[Unit]:
         done = published_units(self.output, self.work.identity.kind)

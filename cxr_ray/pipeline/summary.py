@@ -18,7 +18,7 @@ import pyarrow.fs as pafs
 
 from cxr_ray.pipeline.failures import UnitFailure
 from cxr_ray.pipeline.parts import folder_of, part_name
-from cxr_ray.pipeline.plan import Plan
+from cxr_ray.pipeline.plan import Plan, counted_units
 from cxr_ray.pipeline.publish import Publisher
 from cxr_ray.shards import QUARANTINED
 
@@ -94,9 +94,9 @@ def failure_sentence(failures: Sequence[UnitFailure], attempt: str) -> str:
     more = ", ..." if len(failures) > _NAMED else ""
     reasons = list(dict.fromkeys(failure.reason for failure in failures))
     because = "; ".join(reasons[:_NAMED])
-    units = "1 unit was" if len(failures) == 1 else f"{len(failures):,} units were"
+    were = "was" if len(failures) == 1 else "were"
     return (
-        f"{units} not published ({first}{more}), because {because}; nothing is lost: "
+        f"{counted_units(len(failures))} {were} not published ({first}{more}), because {because}; nothing is lost: "
         f"runs/{attempt}.json lists them, and the same command finishes them"
     )
 

@@ -38,7 +38,7 @@ def accelerate(network: Network, frame: tuple[int, int], dtype: torch.dtype = to
     """
     assert isinstance(network.segmenter, Segmenter)
     assert isinstance(network.ensemble, Ensemble)
-    pixels_BHW = made_frames(*frame).to(network.level_table.device)
+    pixels_BHW = made_frames(2, *frame).to(network.level_table.device)
     try:
         from cxr_ray.nets.gpu.ensemble import GpuEnsemble, able
         from cxr_ray.nets.gpu.segmenter import GpuSegmenter
@@ -58,7 +58,7 @@ def accelerate(network: Network, frame: tuple[int, int], dtype: torch.dtype = to
                 )
                 ensemble.scratch.clear()
     except Exception as error:  # of compilers, drivers and chips, each with errors of its own
-        return f"the Triton kernels failed ({type(error).__name__}: {_first_line(error)})"
+        return f"the Triton kernels failed ({type(error).__name__}: {first_line(error)})"
     if difference is not None:
         return difference
     network.segmenter = segmenter
@@ -67,9 +67,9 @@ def accelerate(network: Network, frame: tuple[int, int], dtype: torch.dtype = to
     return None
 
 
-def made_frames(rows: int, columns: int) -> Tensor:
-    """Two frames of noise over a slope, uint8 ``[2, rows, columns]``; the same at every call."""
-    noise = torch.rand(2, rows, columns, generator=torch.Generator().manual_seed(0))
+def made_frames(count: int, rows: int, columns: int) -> Tensor:
+    """Frames of noise over a slope, uint8 ``[count, rows, columns]``; the same at every call."""
+    noise = torch.rand(count, rows, columns, generator=torch.Generator().manual_seed(0))
     return (255 * (0.3 * noise + 0.7 * torch.linspace(0, 1, columns))).to(torch.uint8)
 
 
@@ -82,5 +82,6 @@ def _difference(what: str, found: Tensor, expected: Tensor, relative: float) -> 
     return f"the Triton kernels differ by {difference:.1e} in {what}, more than {allowed:.1e}"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of its message; compilers and drivers add pages."""
     return next(iter(str(error).splitlines()), "")

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cxr_ray.nets.gpu.network import made_frames
 from cxr_ray.nets.network import Activations
 
 WARM_UPS = 3
@@ -107,9 +108,9 @@ def recorded(
     Raises RuntimeError: as ``Replay``.
     """
     replay = Replay(network, shape, device)
-    pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-    replay.upload(pixels)
-    found, expected = replay.run(), network(torch.from_numpy(pixels).to(device))
+    pixels_BHW = made_frames(*shape)
+    replay.upload(pixels_BHW.numpy())
+    found, expected = replay.run(), network(pixels_BHW.to(device))
     for name in (field.name for field in dataclasses.fields(Activations)):
         if not torch.equal(getattr(found, name), getattr(expected, name)):
             return None, f"its {name} was another than the network's"
